@@ -1,0 +1,125 @@
+// Package job holds what a job is and what can happen to it. It is pure:
+// no file, no clock, no network.
+package job
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"osbuilder/pipe"
+)
+
+// ID names a job for ever. IDs of one sidecar sort by the time they were made.
+type ID string
+
+const idLetters = "0123456789abcdefghjkmnpqrstvwxyz" // no letter that looks like another
+
+// NewID returns an ID made from the time and from random bits.
+func NewID(now time.Time, random uint64) ID {
+	var tail [6]byte
+	for i := range tail {
+		tail[i] = idLetters[random%uint64(len(idLetters))]
+		random /= uint64(len(idLetters))
+	}
+	return ID(now.UTC().Format("20060102-150405") + "-" + string(tail[:]))
+}
+
+// Recipe says how a job becomes a request.
+type Recipe string
+
+// RecipeScript runs a Bash script as it stands.
+const RecipeScript Recipe = "script"
+
+// MaxAttempts bounds how often a job runs when its VM dies under it.
+const MaxAttempts = 3
+
+// A Job is the record of one thing to build. The record is the only truth
+// about it, and is written before what it says is acted upon.
+type Job struct {
+	ID      ID        `json:"id"`
+	Name    string    `json:"name"` // of its folder in output/, and the prefix of its log lines
+	Drop    string    `json:"drop"` // the name it was dropped under
+	DropKey string    `json:"drop_key"`
+	Recipe  Recipe    `json:"recipe"`
+	Entry   string    `json:"entry"` // the file to build, below the job's source folder
+	State   State     `json:"state"`
+	Why     string    `json:"why,omitempty"` // why it waits, in words
+	Builder string    `json:"builder,omitempty"`
+	Attempt int       `json:"attempt"` // of the request last claimed; 0 before the first
+	Created time.Time `json:"created"`
+	Updated time.Time `json:"updated"`
+
+	Timeout time.Duration `json:"timeout"` // the job may run so long; 0 is no limit
+
+	Started   time.Time       `json:"started,omitzero"`
+	Artifacts []pipe.Artifact `json:"artifacts,omitempty"` // announced by the running attempt
+	Result    *pipe.Finished  `json:"result,omitempty"`
+	Image     string          `json:"image,omitempty"`  // the VM's image that ran it
+	Output    string          `json:"output,omitempty"` // the folder in output/, once published
+	// Acknowledged: the VM was told that it may forget the job, and said yes.
+	Acknowledged bool   `json:"acknowledged,omitempty"`
+	History      []Step `json:"history"`
+
+	// Revision is the store's: it changes with every write, and a write names
+	// the revision that it replaces.
+	Revision int64 `json:"-"`
+}
+
+// A Step is one entry of a job's story.
+type Step struct {
+	Time    time.Time `json:"time"`
+	Event   Event     `json:"event"`
+	State   State     `json:"state"`
+	Attempt int       `json:"attempt,omitempty"`
+	Reason  string    `json:"reason,omitempty"`
+}
+
+// Settled reports that nothing is left to do for the job, here or in a VM.
+func (j Job) Settled() bool { return j.State.Terminal() && (j.Acknowledged || j.Attempt == 0) }
+
+// Apply returns the job after event, with its story told. It doesn't change
+// j; a job in its terminal state comes back as it was.
+func (j Job) Apply(event Event, now time.Time, reason string) (Job, error) {
+	next, err := Next(j.State, event)
+	if err != nil {
+		return j, fmt.Errorf("job %s: %w", j.ID, err)
+	}
+	if next == j.State {
+		return j, nil
+	}
+	j.State = next
+	j.Updated = now.UTC()
+	j.History = append(j.History[:len(j.History):len(j.History)], Step{
+		Time: j.Updated, Event: event, State: next, Attempt: j.Attempt, Reason: reason,
+	})
+	return j, nil
+}
+
+// OutputName turns a drop's name into the name of a folder in output/: the
+// extension goes, and whatever a path or a shell could take amiss becomes a
+// hyphen.
+func OutputName(drop string) string {
+	if i := strings.LastIndexByte(drop, '.'); i > 0 {
+		drop = drop[:i]
+	}
+	var b strings.Builder
+	for _, r := range drop {
+		switch {
+		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '_', r == '.':
+			b.WriteRune(r)
+		default:
+			if s := b.String(); s != "" && !strings.HasSuffix(s, "-") {
+				b.WriteByte('-')
+			}
+		}
+		if b.Len() >= 64 {
+			break
+		}
+	}
+	name := strings.Trim(b.String(), "-.")
+	if name == "" {
+		return "job"
+	}
+	return name
+}

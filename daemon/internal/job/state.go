@@ -1,0 +1,109 @@
+package job
+
+import (
+	"errors"
+	"fmt"
+)
+
+// State is where a job stands.
+//
+//	queued ──claim──▶ sending ──accepted──▶ running ──finished──▶ collecting ──published──▶ done
+//	   ▲                 │                     │                      │                     failed
+//	   ├────deferred─────┘                     │                      └───────────────────▶ cancelled
+//	   └────────────────interrupted────────────┘
+//
+// Losing the link to a VM is no transition: the job goes on there.
+type State string
+
+const (
+	Queued     State = "queued"     // waits for a slot; Why says for what
+	Sending    State = "sending"    // claimed: its request is on the way to a VM
+	Running    State = "running"    // the VM has it
+	Collecting State = "collecting" // its outcome is known; artifacts and log are on the way to output/
+	Done       State = "done"
+	Failed     State = "failed"
+	Cancelled  State = "cancelled"
+)
+
+// States are all states, in the order of a job's life.
+var States = []State{Queued, Sending, Running, Collecting, Done, Failed, Cancelled}
+
+// Terminal reports that the state is never left.
+func (s State) Terminal() bool { return s == Done || s == Failed || s == Cancelled }
+
+// Event is what can happen to a job.
+type Event string
+
+const (
+	Created            Event = "created"             // taken from the inbox; the first step of every story
+	Claimed            Event = "claimed"             // a VM was chosen, the attempt counted
+	Accepted           Event = "accepted"            // the VM has it, for sure
+	Deferred           Event = "deferred"            // refused, but it may pass later
+	Finished           Event = "finished"            // outcome known: from the VM, or there is none to be had
+	Interrupted        Event = "interrupted"         // the VM died under it; another attempt is left
+	PublishedDone      Event = "published-done"      // output/ has it, it succeeded
+	PublishedFailed    Event = "published-failed"    // output/ has its log, it failed
+	PublishedCancelled Event = "published-cancelled" // output/ has its log, it was cancelled
+)
+
+// Events are all events.
+var Events = []Event{
+	Created, Claimed, Accepted, Deferred, Finished, Interrupted,
+	PublishedDone, PublishedFailed, PublishedCancelled,
+}
+
+// ErrTransition: the event can't happen in that state, so a record or the
+// code is wrong.
+var ErrTransition = errors.New("impossible transition")
+
+// Next returns the state after event. It is total: every pair gives a state
+// or ErrTransition. Repeats, which a restart can cause, change nothing, and
+// terminal states absorb everything.
+func Next(s State, e Event) (State, error) {
+	if s.Terminal() {
+		return s, nil
+	}
+	switch s {
+	case Queued:
+		switch e {
+		case Created, Deferred, Interrupted:
+			return Queued, nil
+		case Claimed:
+			return Sending, nil
+		case Finished: // refused for good before it ever ran, or cancelled
+			return Collecting, nil
+		}
+	case Sending:
+		switch e {
+		case Claimed:
+			return Sending, nil
+		case Accepted:
+			return Running, nil
+		case Deferred, Interrupted:
+			return Queued, nil
+		case Finished:
+			return Collecting, nil
+		}
+	case Running:
+		switch e {
+		case Accepted:
+			return Running, nil
+		case Interrupted:
+			return Queued, nil
+		case Finished:
+			return Collecting, nil
+		}
+	case Collecting:
+		switch e {
+		case Accepted, Finished:
+			return Collecting, nil
+		case PublishedDone:
+			return Done, nil
+		case PublishedFailed:
+			return Failed, nil
+		case PublishedCancelled:
+			return Cancelled, nil
+		}
+	}
+	return s, fmt.Errorf("%w: %q while %q", ErrTransition, e, s)
+}
