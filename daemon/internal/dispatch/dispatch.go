@@ -1,0 +1,350 @@
+// Package dispatch gives jobs to builders and takes from them what they say.
+//
+// One goroutine, [Dispatcher.Run], owns the jobs in flight and all that is
+// known of the builders. Everyone else hands it a function to run (see do).
+// What takes long — writing to a VM, copying from it — runs in goroutines
+// that it starts, waits for, and that report back the same way.
+//
+//	inbox ──id──▶ ┌──────────┐ ──Send──▶ builder
+//	              │   Run    │
+//	links ─event─▶│ (owner)  │ ─Publish─▶ output/
+//	              └──────────┘
+//	                 │ records first, then effects
+//	                 ▼
+//	               store
+//
+// Order makes it safe to stop at any point: a record is written before what
+// it says is acted upon; a checkpoint is stored only when everything before
+// it has taken effect and is on disk. Started again, it goes on from the
+// records, and events it has seen before change nothing.
+package dispatch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"osbuilder/daemon/internal/job"
+	"osbuilder/pipe"
+)
+
+// maxPublishing bounds how many jobs are fetched at once.
+const maxPublishing = 2
+
+// A Dispatcher owns the jobs in flight.
+type Dispatcher struct {
+	cfg      Config
+	commands chan command
+
+	// Owned by Run's goroutine.
+	group      *sync.WaitGroup
+	flights    map[job.ID]*flight
+	workers    map[string]*worker
+	publishing int
+}
+
+// A flight is a job that is not settled.
+type flight struct {
+	job        job.Job
+	log        Log
+	publishing bool
+	failures   int       // publishes that failed in a row
+	damaged    int       // of these, the ones that brought other bytes than announced
+	notBefore  time.Time // of the next try to send or to publish
+}
+
+type command struct {
+	do   func(ctx context.Context) error
+	done chan error
+}
+
+// New returns a Dispatcher that takes up jobs, the ones that are not settled.
+func New(cfg Config, jobs []job.Job) *Dispatcher {
+	d := &Dispatcher{
+		cfg:      cfg,
+		commands: make(chan command),
+		group:    new(sync.WaitGroup),
+		flights:  make(map[job.ID]*flight),
+		workers:  make(map[string]*worker),
+	}
+	for _, j := range jobs {
+		d.flights[j.ID] = &flight{job: j}
+	}
+	for _, b := range cfg.Builders {
+		d.workers[b.Name()] = &worker{builder: b, why: "no link to it yet"}
+	}
+	return d
+}
+
+// errStopped answers whoever calls after Run has returned.
+var errStopped = errors.New("the dispatcher has stopped")
+
+// do runs f on the owner's goroutine and returns its error. The context that f
+// gets is the owner's: a caller who leaves early doesn't tear off a write.
+func (d *Dispatcher) do(ctx context.Context, f func(ctx context.Context) error) error {
+	c := command{do: f, done: make(chan error, 1)}
+	select {
+	case d.commands <- c:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	select {
+	case err := <-c.done:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Probe reports whether the owner's goroutine answers.
+func (d *Dispatcher) Probe(ctx context.Context) error {
+	return d.do(ctx, func(context.Context) error { return nil })
+}
+
+// Run works until ctx is done. taken names the jobs that the inbox recorded.
+// It returns nil after a clean stop, or the first error that makes going on
+// unsafe: a record or a log that can't be written.
+func (d *Dispatcher) Run(ctx context.Context, taken <-chan job.ID) (err error) {
+	// The owner's last writes must not be torn off by the stop itself.
+	own := context.WithoutCancel(ctx)
+	if err := d.takeUp(own); err != nil {
+		return err
+	}
+	work, stopWork := context.WithCancel(ctx)
+	defer func() {
+		stopWork()
+		err = errors.Join(err, d.drain(own), d.closeLogs())
+	}()
+
+	tick := time.NewTicker(d.cfg.SyncEvery)
+	defer tick.Stop()
+	for {
+		if err := d.pump(own, work); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case id := <-taken:
+			if err := d.take(own, id); err != nil {
+				return err
+			}
+		case c := <-d.commands:
+			err := c.do(own)
+			c.done <- err
+			if err != nil {
+				return err
+			}
+		case <-tick.C:
+			if err := d.saveDirty(own); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// takeUp opens what the jobs on record had open.
+func (d *Dispatcher) takeUp(ctx context.Context) error {
+	marks := make(map[job.ID]job.Mark)
+	for name, w := range d.workers {
+		c, err := d.cfg.Store.Checkpoint(ctx, name)
+		if err != nil {
+			return fmt.Errorf("read checkpoint of %s: %w", name, err)
+		}
+		w.position, w.hello = c.Position, c.Hello
+		for id, m := range c.Logs {
+			// Begun on one builder and claimed on another, an attempt has two
+			// marks: the log only grows, so the longer one is the later.
+			if have := marks[id]; m.Attempt > have.Attempt || m.Attempt == have.Attempt && m.File > have.File {
+				marks[id] = m
+			}
+		}
+	}
+	for _, f := range d.flights {
+		w, known := d.workers[f.job.Builder]
+		if f.job.State.Terminal() {
+			if known {
+				w.acknowledge(f.job)
+			}
+			continue
+		}
+		if f.job.Attempt > 0 && !known {
+			d.cfg.Log.Warn("job waits for a builder that the Compose project no longer has",
+				zap.String("job", f.job.Name), zap.String("id", string(f.job.ID)), zap.String("builder", f.job.Builder))
+		}
+		if err := d.openLog(f, marks[f.job.ID]); err != nil {
+			return err
+		}
+		d.cfg.Log.Info("job taken up again", zap.String("job", f.job.Name),
+			zap.String("id", string(f.job.ID)), zap.String("state", string(f.job.State)))
+	}
+	return nil
+}
+
+// take adds a job that the inbox has just recorded.
+func (d *Dispatcher) take(ctx context.Context, id job.ID) error {
+	if _, known := d.flights[id]; known {
+		return nil
+	}
+	j, err := d.cfg.Store.Get(ctx, id)
+	if err != nil {
+		return fmt.Errorf("read job %s: %w", id, err)
+	}
+	f := &flight{job: j}
+	if err := d.openLog(f, job.Mark{}); err != nil {
+		return err
+	}
+	d.flights[id] = f
+	return nil
+}
+
+func (d *Dispatcher) openLog(f *flight, m job.Mark) (err error) {
+	f.log, err = d.cfg.OpenLog(f.job, m)
+	if err != nil {
+		return fmt.Errorf("open log of job %s: %w", f.job.ID, err)
+	}
+	return nil
+}
+
+// update applies event to the job's record, after edit, and keeps the result.
+func (d *Dispatcher) update(ctx context.Context, f *flight, event job.Event, reason string, edit func(*job.Job)) error {
+	j, err := f.job.Apply(event, d.cfg.Now(), reason)
+	if err != nil {
+		return err
+	}
+	if edit != nil {
+		edit(&j)
+	}
+	return d.write(ctx, f, j)
+}
+
+func (d *Dispatcher) write(ctx context.Context, f *flight, j job.Job) error {
+	j, err := d.cfg.Store.Update(ctx, j)
+	if err != nil {
+		return fmt.Errorf("record job %s: %w", f.job.ID, err)
+	}
+	f.job = j
+	return nil
+}
+
+// waits puts on record why a job waits, once for each new reason.
+func (d *Dispatcher) waits(ctx context.Context, f *flight, why string) error {
+	if f.job.Why == why {
+		return nil
+	}
+	j := f.job
+	j.Why = why
+	if why != "" {
+		d.cfg.Log.Info("job waits", zap.String("job", j.Name), zap.String("id", string(j.ID)), zap.String("for", why))
+	}
+	return d.write(ctx, f, j)
+}
+
+// inOrder returns the flights, oldest first.
+func (d *Dispatcher) inOrder() []*flight {
+	ids := slices.Sorted(maps.Keys(d.flights))
+	flights := make([]*flight, len(ids))
+	for i, id := range ids {
+		flights[i] = d.flights[id]
+	}
+	return flights
+}
+
+// saveDirty stores the checkpoint of every builder that said something.
+func (d *Dispatcher) saveDirty(ctx context.Context) error {
+	for name, w := range d.workers {
+		if !w.dirty {
+			continue
+		}
+		if err := d.save(ctx, name, w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// save syncs the logs, then stores the builder's checkpoint.
+func (d *Dispatcher) save(ctx context.Context, name string, w *worker) error {
+	c := job.Checkpoint{Position: w.position, Hello: w.hello, Logs: make(map[job.ID]job.Mark)}
+	for id, f := range d.flights {
+		if f.job.Builder != name || f.log == nil {
+			continue
+		}
+		m, err := f.log.Sync()
+		if err != nil {
+			return fmt.Errorf("sync log of job %s: %w", id, err)
+		}
+		c.Logs[id] = m
+	}
+	if err := d.cfg.Store.SaveCheckpoint(ctx, name, c); err != nil {
+		return fmt.Errorf("store checkpoint of %s: %w", name, err)
+	}
+	w.dirty = false
+	return nil
+}
+
+// drain waits for the goroutines that Run started and lets them report.
+func (d *Dispatcher) drain(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() {
+		d.group.Wait()
+		close(done)
+	}()
+	var err error
+	for {
+		select {
+		case <-done:
+			return errors.Join(err, d.saveDirty(ctx))
+		case c := <-d.commands:
+			// A report that comes this late is not acted upon: the records say
+			// what is left to do, and the next start does it.
+			c.done <- errStopped
+		}
+	}
+}
+
+func (d *Dispatcher) closeLogs() error {
+	var errs []error
+	for _, f := range d.flights {
+		if f.log != nil {
+			errs = append(errs, f.log.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// begin starts work that takes long; then runs on the owner's goroutine with
+// its error, unless Run stopped meanwhile.
+func (d *Dispatcher) begin(ctx context.Context, work func(ctx context.Context) error, then func(ctx context.Context, err error) error) {
+	d.group.Go(func() {
+		err := work(ctx)
+		// errStopped, or a stop before the owner listened: nothing is left to tell.
+		_ = d.do(ctx, func(ctx context.Context) error { return then(ctx, err) })
+	})
+}
+
+func (d *Dispatcher) worker(builder string) (*worker, error) {
+	w, ok := d.workers[builder]
+	if !ok {
+		return nil, fmt.Errorf("unknown builder %q", builder)
+	}
+	return w, nil
+}
+
+// Position implements the link's sink.
+func (d *Dispatcher) Position(ctx context.Context, builder string) (p pipe.Position, err error) {
+	err = d.do(ctx, func(context.Context) error {
+		w, err := d.worker(builder)
+		if err == nil {
+			p = w.position
+		}
+		return err
+	})
+	return p, err
+}

@@ -1,0 +1,249 @@
+package dispatch
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"osbuilder/daemon/internal/job"
+	"osbuilder/pipe"
+)
+
+// Entries implements the link's sink: what a builder said, in order. It
+// returns when the entries took effect.
+func (d *Dispatcher) Entries(ctx context.Context, builder string, entries []pipe.Entry) error {
+	return d.do(ctx, func(ctx context.Context) error {
+		w, err := d.worker(builder)
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			if err := d.event(ctx, builder, w, e.Event); err != nil {
+				return fmt.Errorf("event %d of %s: %w", e.Event.Seq, builder, err)
+			}
+			w.position = e.Next
+			w.dirty = true
+		}
+		return nil
+	})
+}
+
+func (d *Dispatcher) event(ctx context.Context, builder string, w *worker, e pipe.Event) error {
+	switch e.Type {
+	case pipe.TypeHello:
+		return d.hello(ctx, builder, w, *e.Hello)
+	case pipe.TypeAccepted:
+		return d.accepted(ctx, builder, w, e.Accepted.Request)
+	case pipe.TypeRefused:
+		return d.refused(ctx, builder, w, *e.Refused)
+	}
+
+	f, ours := d.flights[job.ID(e.Job)]
+	if !ours || f.job.Builder != builder || f.job.Attempt != e.Attempt {
+		d.cfg.Log.Debug("event of a job that is not in flight here", zap.String("builder", builder),
+			zap.String("type", string(e.Type)), zap.String("id", e.Job), zap.Int("attempt", e.Attempt))
+		return nil
+	}
+	switch e.Type {
+	case pipe.TypeStarted:
+		return d.started(ctx, f, e)
+	case pipe.TypeLog:
+		if f.log == nil { // published already: a repeat
+			return nil
+		}
+		if err := f.log.Append(e.Attempt, *e.Log); err != nil {
+			return fmt.Errorf("append to log of job %s: %w", f.job.ID, err)
+		}
+	case pipe.TypeProgress:
+		d.cfg.Log.Info("progress", zap.String("job", f.job.Name), zap.String("phase", e.Progress.Phase),
+			zap.Int64("done", e.Progress.Done), zap.Int64("expected", e.Progress.Expected), zap.String("unit", e.Progress.Unit))
+	case pipe.TypeArtifact:
+		return d.artifact(ctx, f, *e.Artifact)
+	case pipe.TypeFinished:
+		return d.finished(ctx, builder, w, f, *e.Finished)
+	}
+	return nil
+}
+
+// hello begins a generation, or tells that the runner was started anew.
+func (d *Dispatcher) hello(ctx context.Context, builder string, w *worker, h pipe.Hello) error {
+	d.cfg.Log.Info("builder says hello", zap.String("builder", builder), zap.String("image", h.Image),
+		zap.String("runner", h.Runner), zap.Int("slots", h.Slots), zap.Strings("systems", h.Systems),
+		zap.Int64("free_bytes", h.Free), zap.String("generation", string(h.Generation)))
+	w.hello, w.why = &h, ""
+	for _, f := range d.inOrder() {
+		ref := pipe.JobRef{Job: string(f.job.ID), Attempt: f.job.Attempt}
+		if f.job.Builder != builder || f.job.State != job.Running || slices.Contains(h.Jobs, ref) {
+			continue
+		}
+		if err := d.interrupted(ctx, f, "the VM no longer knows the job: its data disk was lost or replaced"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// splitKey takes apart the key of a request about a job.
+func splitKey(key string) (kind pipe.Kind, id job.ID, attempt int) {
+	k, rest, _ := strings.Cut(key, "/")
+	i, a, ok := strings.Cut(rest, "/")
+	n, err := strconv.Atoi(a)
+	if !ok || err != nil {
+		return pipe.Kind(k), "", 0
+	}
+	return pipe.Kind(k), job.ID(i), n
+}
+
+// answered reports whether key is that of the request that waits.
+func (w *worker) answered(key string) {
+	if w.waiting != nil && w.waiting.key == key {
+		w.waiting = nil
+	}
+}
+
+func (d *Dispatcher) accepted(ctx context.Context, builder string, w *worker, key string) error {
+	w.answered(key)
+	kind, id, attempt := splitKey(key)
+	if kind == pipe.KindTakeOver && w.hello != nil {
+		// A copy: the checkpoint may still hold the old one.
+		h := *w.hello
+		h.Owner = d.cfg.Owner
+		w.hello = &h
+		d.cfg.Log.Info("builder taken over", zap.String("builder", builder))
+		return nil
+	}
+	f, ours := d.flights[id]
+	if !ours || f.job.Builder != builder || f.job.Attempt != attempt {
+		return nil
+	}
+	switch kind {
+	case pipe.KindJob:
+		if f.job.State != job.Sending {
+			return nil
+		}
+		return d.update(ctx, f, job.Accepted, "", nil)
+	case pipe.KindAcknowledge:
+		w.acks = slices.DeleteFunc(w.acks, func(a job.Job) bool { return a.ID == id })
+		j := f.job
+		j.Acknowledged = true
+		if err := d.write(ctx, f, j); err != nil {
+			return err
+		}
+		delete(d.flights, id)
+	}
+	return nil
+}
+
+func (d *Dispatcher) refused(ctx context.Context, builder string, w *worker, r pipe.Refused) error {
+	w.answered(r.Request)
+	kind, id, attempt := splitKey(r.Request)
+	f, ours := d.flights[id]
+	ours = ours && f.job.Builder == builder && f.job.Attempt == attempt
+	log := d.cfg.Log.With(zap.String("builder", builder), zap.String("request", r.Request),
+		zap.String("reason", string(r.Reason)), zap.String("message", r.Message))
+
+	switch {
+	case r.Reason == pipe.ReasonOwner:
+		if w.hello != nil {
+			h := *w.hello
+			h.Owner = r.OwnedBy
+			w.hello = &h
+		}
+		log.Warn("request refused")
+		if ours && kind == pipe.KindJob && f.job.State == job.Sending {
+			return d.update(ctx, f, job.Deferred, r.Message, func(j *job.Job) { j.Why = r.Message })
+		}
+	case kind == pipe.KindJob && ours && f.job.State == job.Sending:
+		log.Warn("request refused")
+		if !r.Retryable {
+			return d.fail(ctx, w, f, r.Message)
+		}
+		f.notBefore = d.cfg.Now().Add(d.cfg.RetryAfter)
+		return d.update(ctx, f, job.Deferred, r.Message, func(j *job.Job) { j.Why = r.Message })
+	case kind == pipe.KindAcknowledge && ours:
+		// It stays to be acknowledged; the next try waits a little.
+		log.Warn("acknowledgement refused, trying again")
+		w.notBefore = d.cfg.Now().Add(d.cfg.RetryAfter)
+	default:
+		log.Info("builder refused what lay in pipe_in")
+	}
+	return nil
+}
+
+func (d *Dispatcher) started(ctx context.Context, f *flight, e pipe.Event) error {
+	if f.job.State != job.Running && f.job.State != job.Sending || !f.job.Started.IsZero() {
+		return nil
+	}
+	d.cfg.Log.Info("job started", zap.String("job", f.job.Name), zap.String("id", string(f.job.ID)),
+		zap.String("builder", f.job.Builder), zap.Int("slot", e.Started.Slot))
+	j := f.job
+	j.Started = e.Time
+	return d.write(ctx, f, j)
+}
+
+func (d *Dispatcher) artifact(ctx context.Context, f *flight, a pipe.Artifact) error {
+	if f.job.State != job.Running && f.job.State != job.Sending {
+		return nil
+	}
+	if slices.ContainsFunc(f.job.Artifacts, func(b pipe.Artifact) bool { return a.Name == b.Name }) {
+		return nil
+	}
+	d.cfg.Log.Info("artifact ready", zap.String("job", f.job.Name), zap.String("artifact", a.Name),
+		zap.Int64("bytes", a.Size), zap.String("sha256", a.SHA256), zap.String("download", a.Download))
+	j := f.job
+	j.Artifacts = append(slices.Clip(j.Artifacts), a)
+	return d.write(ctx, f, j)
+}
+
+func (d *Dispatcher) finished(ctx context.Context, builder string, w *worker, f *flight, r pipe.Finished) error {
+	if f.job.State != job.Running && f.job.State != job.Sending {
+		return nil
+	}
+	// Once collecting, the job is published from its log as it lies on disk, and
+	// a restart cuts the log to the checkpoint: so the checkpoint goes first.
+	if err := d.save(ctx, builder, w); err != nil {
+		return err
+	}
+	if r.Status == pipe.StatusInterrupted {
+		return d.interrupted(ctx, f, r.Reason)
+	}
+	d.cfg.Log.Info("job finished", zap.String("job", f.job.Name), zap.String("id", string(f.job.ID)),
+		zap.String("status", string(r.Status)), zap.Intp("exit_code", r.ExitCode), zap.String("reason", r.Reason),
+		zap.Duration("duration", time.Duration(r.Duration)*time.Millisecond))
+	return d.update(ctx, f, job.Finished, r.Reason, func(j *job.Job) { j.Result, j.Why = &r, "" })
+}
+
+// interrupted ends an attempt that the VM's death ended: the next one waits,
+// up to a limit.
+func (d *Dispatcher) interrupted(ctx context.Context, f *flight, reason string) error {
+	if reason == "" {
+		reason = "the VM stopped under it"
+	}
+	log := d.cfg.Log.With(zap.String("job", f.job.Name), zap.String("id", string(f.job.ID)),
+		zap.Int("attempt", f.job.Attempt), zap.String("reason", reason))
+	if f.job.Attempt >= job.MaxAttempts {
+		log.Warn("job interrupted, no attempt left", zap.Int("attempts", job.MaxAttempts))
+		return d.update(ctx, f, job.Finished, reason, func(j *job.Job) {
+			j.Result = &pipe.Finished{Status: pipe.StatusInterrupted, Reason: reason}
+		})
+	}
+	log.Warn("job interrupted, it runs again")
+	return d.update(ctx, f, job.Interrupted, reason, nil)
+}
+
+// fail ends a job that no VM can run.
+func (d *Dispatcher) fail(ctx context.Context, w *worker, f *flight, reason string) error {
+	if err := d.save(ctx, f.job.Builder, w); err != nil {
+		return err
+	}
+	d.cfg.Log.Warn("job failed before it ran", zap.String("job", f.job.Name), zap.String("id", string(f.job.ID)),
+		zap.String("reason", reason))
+	return d.update(ctx, f, job.Finished, reason, func(j *job.Job) {
+		j.Result, j.Why = &pipe.Finished{Status: pipe.StatusFailed, Reason: reason}, ""
+	})
+}

@@ -1,0 +1,74 @@
+package dispatch
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"go.uber.org/zap"
+
+	"osbuilder/daemon/internal/job"
+	"osbuilder/pipe"
+)
+
+// What Config.Publish wraps where the fault lies in the VM. Every other error
+// is taken for one of the link or of the disk here, and tried again for ever.
+var (
+	// ErrGone: an artifact is not there any more. Trying again can't help.
+	ErrGone = errors.New("artifact is gone")
+	// ErrDamaged: an artifact came, but not as it was announced.
+	ErrDamaged = errors.New("artifact is not as announced")
+)
+
+// A Store keeps the records. Update is a compare-and-set on Job.Revision.
+type Store interface {
+	Get(ctx context.Context, id job.ID) (job.Job, error)
+	Update(ctx context.Context, j job.Job) (job.Job, error)
+	Checkpoint(ctx context.Context, builder string) (job.Checkpoint, error)
+	SaveCheckpoint(ctx context.Context, builder string, c job.Checkpoint) error
+}
+
+// A Builder is one VM. Both methods end with an error when the link to it
+// dies under them.
+type Builder interface {
+	Name() string
+	// Send puts a request into pipe_in.
+	Send(ctx context.Context, request []byte) error
+	// Copy writes a file of the VM, from offset to its end, to w.
+	Copy(ctx context.Context, path string, offset int64, w io.Writer) (int64, error)
+}
+
+// A Log is a job's build.log, open for appending.
+type Log interface {
+	// Begin marks where an attempt's output begins. Repeated, it does nothing.
+	Begin(attempt int) error
+	// Append adds what the log doesn't have yet.
+	Append(attempt int, l pipe.Log) error
+	// Sync returns how far the log is on disk.
+	Sync() (job.Mark, error)
+	Close() error
+}
+
+// Config is what a Dispatcher needs.
+type Config struct {
+	Owner    string // this sidecar's lasting id
+	TakeOver bool   // take over a VM that another sidecar owns
+
+	Store    Store
+	Builders []Builder
+	// Body makes the Bash body of a job's request.
+	Body func(job.Job) ([]byte, error)
+	// OpenLog opens a job's build.log, cut to mark.
+	OpenLog func(job.Job, job.Mark) (Log, error)
+	// Publish puts the outcome of a job into output/ and returns its folder
+	// there. Repeated after success, it changes nothing.
+	Publish func(ctx context.Context, j job.Job, from Builder) (folder string, err error)
+
+	Log *zap.Logger
+	Now func() time.Time
+
+	AnswerTimeout time.Duration // a request unanswered for so long is written again
+	SyncEvery     time.Duration // checkpoints are stored so often while events come
+	RetryAfter    time.Duration // first pause after a publish or a request that did not work
+}

@@ -1,0 +1,245 @@
+package dispatch
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"osbuilder/daemon/internal/job"
+	"osbuilder/pipe"
+)
+
+// A worker is what the dispatcher knows of one builder.
+type worker struct {
+	builder  Builder
+	up       bool
+	why      string        // it can't take a job, in words; "" where it can
+	position pipe.Position // up to which its events took effect
+	dirty    bool          // position or logs moved since the last checkpoint
+	hello    *pipe.Hello   // the last one before position
+
+	waiting   *request  // written, not yet answered
+	acks      []job.Job // to be acknowledged, oldest first
+	notBefore time.Time // of the next claim, after a refusal that may pass
+}
+
+// A request is what lies in pipe_in and was not answered.
+type request struct {
+	key     string
+	written time.Time
+}
+
+func (w *worker) acknowledge(j job.Job) {
+	for _, a := range w.acks {
+		if a.ID == j.ID {
+			return
+		}
+	}
+	w.acks = append(w.acks, j)
+}
+
+// Up implements the link's sink: requests can be sent.
+func (d *Dispatcher) Up(ctx context.Context, builder string) error {
+	return d.do(ctx, func(context.Context) error {
+		w, err := d.worker(builder)
+		if err != nil {
+			return err
+		}
+		w.up, w.why, w.waiting = true, "", nil
+		return nil
+	})
+}
+
+// Down implements the link's sink: the builder can't be reached. Its jobs go
+// on there, so nothing changes for them.
+func (d *Dispatcher) Down(ctx context.Context, builder string, reason error) error {
+	return d.do(ctx, func(context.Context) error {
+		w, err := d.worker(builder)
+		if err != nil {
+			return err
+		}
+		w.up, w.why, w.waiting = false, fmt.Sprintf("no link to %s: %v", builder, reason), nil
+		return nil
+	})
+}
+
+// pump does whatever can be done now: one request a builder, publishes.
+func (d *Dispatcher) pump(ctx, work context.Context) error {
+	flights := d.inOrder()
+	for _, f := range flights {
+		if f.job.State == job.Collecting {
+			d.publish(work, f)
+		}
+	}
+	for name, w := range d.workers {
+		if err := d.pumpWorker(ctx, work, name, w, flights); err != nil {
+			return err
+		}
+	}
+	return d.explain(ctx, flights)
+}
+
+func (d *Dispatcher) pumpWorker(ctx, work context.Context, name string, w *worker, flights []*flight) error {
+	now := d.cfg.Now()
+	if w.waiting != nil && now.Sub(w.waiting.written) >= d.cfg.AnswerTimeout {
+		d.cfg.Log.Warn("request not answered, writing it again",
+			zap.String("builder", name), zap.String("request", w.waiting.key), zap.Duration("after", now.Sub(w.waiting.written)))
+		w.waiting = nil
+	}
+	if !w.up || w.hello == nil || w.waiting != nil || now.Before(w.notBefore) {
+		return nil
+	}
+	consumed := w.position
+	if w.hello.Owner != "" && w.hello.Owner != d.cfg.Owner {
+		if !d.cfg.TakeOver {
+			w.why = fmt.Sprintf("%s is owned by %s; set TAKE_OVER=Y to take it over on purpose", name, w.hello.Owner)
+			return nil
+		}
+		return d.send(work, w, pipe.Header{Kind: pipe.KindTakeOver, Owner: d.cfg.Owner, Consumed: &consumed}, nil)
+	}
+	w.why = ""
+	if len(w.acks) > 0 {
+		a := w.acks[0]
+		return d.send(work, w, pipe.Header{
+			Kind: pipe.KindAcknowledge, Owner: d.cfg.Owner, Job: string(a.ID), Attempt: a.Attempt, Consumed: &consumed,
+		}, nil)
+	}
+
+	busy := 0
+	var next *flight
+	for _, f := range flights {
+		switch f.job.State {
+		case job.Sending, job.Running:
+			if f.job.Builder != name {
+				continue
+			}
+			busy++
+			if f.job.State == job.Sending {
+				// Claimed, and no answer on record: write it (again) before anything new.
+				return d.sendJob(ctx, work, w, f)
+			}
+		case job.Queued:
+			if next == nil && !now.Before(f.notBefore) {
+				next = f
+			}
+		}
+	}
+	if next == nil || busy >= w.hello.Slots {
+		return nil
+	}
+	if err := d.claim(ctx, name, w, next); err != nil {
+		return err
+	}
+	return d.sendJob(ctx, work, w, next)
+}
+
+// claim puts on record that a builder gets the job, before it gets it.
+func (d *Dispatcher) claim(ctx context.Context, name string, w *worker, f *flight) error {
+	attempt := f.job.Attempt + 1
+	// The log learns of the attempt first, and the builder's checkpoint with
+	// it: stopped in between, the claim is made again and Begin does nothing.
+	if err := f.log.Begin(attempt); err != nil {
+		return fmt.Errorf("begin attempt %d of job %s: %w", attempt, f.job.ID, err)
+	}
+	previous := f.job.Builder
+	f.job.Builder = name
+	if err := d.save(ctx, name, w); err != nil {
+		f.job.Builder = previous
+		return err
+	}
+	f.job.Builder = previous
+	return d.update(ctx, f, job.Claimed, "", func(j *job.Job) {
+		j.Builder, j.Attempt, j.Why = name, attempt, ""
+		j.Artifacts, j.Result, j.Started, j.Image = nil, nil, time.Time{}, w.hello.Image
+		j.History[len(j.History)-1].Attempt = attempt
+	})
+}
+
+// sendJob writes the request of a claimed job.
+func (d *Dispatcher) sendJob(ctx, work context.Context, w *worker, f *flight) error {
+	body, err := d.cfg.Body(f.job)
+	if err != nil {
+		return d.fail(ctx, w, f, fmt.Sprintf("make the request: %v", err))
+	}
+	consumed := w.position
+	return d.send(work, w, pipe.Header{
+		Kind: pipe.KindJob, Owner: d.cfg.Owner, Job: string(f.job.ID), Attempt: f.job.Attempt,
+		Name: f.job.Drop, Timeout: int64(f.job.Timeout / time.Second), Consumed: &consumed,
+	}, body)
+}
+
+// send writes a request; its answer comes as an event.
+func (d *Dispatcher) send(ctx context.Context, w *worker, h pipe.Header, body []byte) error {
+	if h.Consumed.Generation == "" {
+		h.Consumed = nil
+	}
+	data, err := pipe.Marshal(h, body)
+	if err != nil {
+		return err
+	}
+	r := &request{key: h.Key(), written: d.cfg.Now()}
+	w.waiting = r
+	d.begin(ctx, func(ctx context.Context) error {
+		return w.builder.Send(ctx, data)
+	}, func(_ context.Context, err error) error {
+		if err == nil || w.waiting != r {
+			return nil
+		}
+		d.cfg.Log.Warn("request not written, trying again", zap.String("builder", w.builder.Name()),
+			zap.String("request", r.key), zap.Error(err))
+		w.waiting = nil
+		w.notBefore = d.cfg.Now().Add(d.cfg.RetryAfter)
+		return nil
+	})
+	return nil
+}
+
+// explain puts on record why the queued jobs wait.
+func (d *Dispatcher) explain(ctx context.Context, flights []*flight) error {
+	why := ""
+	for _, name := range d.builderNames() {
+		switch w := d.workers[name]; {
+		case w.why != "":
+			why = w.why
+		case !w.up || w.hello == nil:
+			why = "no link to " + name + " yet"
+		default:
+			why = "a free slot on " + name
+		}
+	}
+	for _, f := range flights {
+		if f.job.State != job.Queued || d.cfg.Now().Before(f.notBefore) {
+			continue
+		}
+		// A request on its way to a builder is no reason worth a record: it
+		// takes milliseconds, and the job may be the next.
+		if d.answering() && f.job.Why == "" {
+			continue
+		}
+		if err := d.waits(ctx, f, why); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *Dispatcher) answering() bool {
+	for _, w := range d.workers {
+		if w.up && w.waiting != nil {
+			return true
+		}
+	}
+	return false
+}
+
+func (d *Dispatcher) builderNames() []string {
+	names := make([]string, 0, len(d.workers))
+	for name := range d.workers {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
