@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# Decides whether the VM gets KVM, and says so in one line. Sourced, not run:
+# compose.yaml binds it over /run/start.sh, the hook file of qemux/qemu, which
+# its entry script sources first of all; the entry point of vmimage/qemu sources
+# it too. KVM in the environment: empty means find out, Y and N override.
+# Afterwards KVM is Y or N.
+#
+# A device file proves little. Without /dev/kvm in the container the node is
+# made here (compose cannot name a device that some hosts lack; it gives
+# device_cgroup_rules for 10:232 instead), and there are hosts whose /dev/kvm
+# opens but on which a guest's kernel hangs: so the VM's own kernel is tried.
+
+# osb_kvm_open: makes the node if it is absent and opens it; says why not.
+osb_kvm_open() {
+  local err
+  if [ ! -e /dev/kvm ] && ! mknod -m 0600 /dev/kvm c 10 232 2>/dev/null; then
+    echo "the container has no /dev/kvm and may not make it (give it the device, or the capability MKNOD)"
+    return 1
+  fi
+  err=$( (: <>/dev/kvm) 2>&1) && return 0
+  case $err in
+    *"No such device"*) echo "this host offers no KVM (switched off in its firmware, or a VM without nested virtualisation)" ;;
+    *"ermission denied"* | *"not permitted"*) echo "Docker does not let the container open /dev/kvm (give it device_cgroup_rules \"c 10:232 rwm\")" ;;
+    *) echo "/dev/kvm does not open: ${err##*: }" ;;
+  esac
+  return 1
+}
+
+# osb_kvm_try: boots the kernel of the VM's ISO under KVM, without a root file
+# system: it runs until it finds none, which takes about a second, and QEMU
+# ends. Bounded. Says why not.
+osb_kvm_try() {
+  local dir=$1 iso='' f kernel='' log=$1/serial cpus=1
+  for f in /boot.iso "${STORAGE:-/storage}/boot.iso"; do
+    if [ -s "$f" ]; then iso=$f && break; fi
+  done
+  if [ -n "$iso" ]; then
+    kernel=$(xorriso -indev "$iso" -find / -type f -name 'vmlinuz*' -or -type f -name 'bzImage*' 2>/dev/null | head -n 1)
+    kernel=${kernel//\'/}
+  fi
+  if [ -z "$kernel" ] || ! xorriso -osirrox on -indev "$iso" -extract "$kernel" "$dir/kernel" >/dev/null 2>&1; then
+    echo "there is no kernel in ${iso:-the missing boot.iso} to try it with"
+    return 1
+  fi
+  [ "$(nproc)" = 1 ] || cpus=2
+  timeout -k 1 20 qemu-system-x86_64 -accel kvm -cpu host -m 384 -smp "$cpus" \
+    -no-user-config -nodefaults -display none -no-reboot -serial "file:$log" -kernel "$dir/kernel" \
+    -append "console=ttyS0 earlyprintk=serial,ttyS0 panic=-1 root=none" </dev/null >/dev/null 2>"$dir/err" || :
+  if grep -aq 'Unable to mount root fs' "$log" 2>/dev/null; then
+    return 0
+  fi
+  if [ -s "$dir/err" ] && ! grep -q 'terminating on signal' "$dir/err"; then
+    echo "QEMU cannot use it: $(head -n 1 "$dir/err")"
+  else
+    echo "this host has /dev/kvm, but a Linux kernel does not start under it (tried for 20 seconds)"
+  fi
+  return 1
+}
+
+osb_kvm() {
+  local why='' dir
+  case ${KVM:-} in
+    [Nn] | [Nn][Oo] | 0 | [Ff]alse | [Oo]ff)
+      KVM=N
+      why="KVM=N is set"
+      ;;
+    [Yy] | [Yy][Ee][Ss] | 1 | [Tt]rue | [Oo]n)
+      KVM=Y
+      if ! why=$(osb_kvm_open); then
+        echo "KVM: not usable, but KVM=Y is set: $why. Leave KVM empty to do without." >&2
+        exit 88
+      fi
+      echo "KVM: yes (KVM=Y is set; not tried)"
+      return 0
+      ;;
+    '')
+      KVM=N
+      if why=$(osb_kvm_open); then
+        # qemux/qemu refuses KVM on a CPU without these flags, whatever opens.
+        if [ -f /run/proc.sh ] && ! grep -qwE 'vmx|svm' /proc/cpuinfo; then
+          why="the CPU shows neither vmx nor svm"
+        else
+          dir=$(mktemp -d)
+          ! why=$(osb_kvm_try "$dir") || KVM=Y
+          rm -rf "$dir"
+        fi
+      fi
+      ;;
+    *)
+      echo "KVM=$KVM is not understood: Y, N, or empty to find out" >&2
+      exit 64
+      ;;
+  esac
+  if [ "$KVM" = Y ]; then echo "KVM: yes"; else echo "KVM: no, the VM will be slow: $why"; fi
+}
+
+osb_kvm
+unset -f osb_kvm osb_kvm_open osb_kvm_try
+export KVM
