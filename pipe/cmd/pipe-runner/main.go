@@ -1,0 +1,125 @@
+// Command pipe-runner is the builder VM's half of the pipe: see package
+// runner.
+//
+//	pipe-runner run [flags]         watch pipe_in and run jobs, as root, until SIGTERM
+//	pipe-runner result --file PATH  the stop hook of a job's unit
+//	pipe-runner version
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"osbuilder/pipe"
+	"osbuilder/pipe/runner"
+)
+
+// version is set by the linker: -X main.version=…
+var version string
+
+func main() {
+	// SIGTERM ends the runner; the jobs are units of their own and go on.
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	err := command(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	switch {
+	case err == nil, errors.Is(err, flag.ErrHelp):
+	case errors.Is(err, errUsage):
+		fmt.Fprintf(os.Stderr, "pipe-runner: %v\n", err)
+		os.Exit(2)
+	default:
+		fmt.Fprintf(os.Stderr, "pipe-runner: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+// errUsage: the command line is wrong.
+var errUsage = errors.New("usage: pipe-runner run | result | version")
+
+func command(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	if len(args) == 0 {
+		return errUsage
+	}
+	flags := flag.NewFlagSet("pipe-runner "+args[0], flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	switch args[0] {
+	case "run":
+		return run(ctx, flags, args[1:], stderr)
+	case "result":
+		file := flags.String("file", "", "where to write the result")
+		if err := parse(flags, args[1:]); err != nil {
+			return err
+		}
+		return runner.WriteResult(*file, os.Getenv)
+	case "version":
+		if err := parse(flags, args[1:]); err != nil {
+			return err
+		}
+		_, err := fmt.Fprintf(stdout, "pipe-runner %s, protocol %d\n", versionName(), pipe.Version)
+		return err
+	default:
+		return fmt.Errorf("%w: unknown command %q", errUsage, args[0])
+	}
+}
+
+func parse(flags *flag.FlagSet, args []string) error {
+	if err := flags.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return err
+		}
+		return fmt.Errorf("%w: %w", errUsage, err)
+	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("%w: unexpected %q", errUsage, flags.Arg(0))
+	}
+	return nil
+}
+
+func run(ctx context.Context, flags *flag.FlagSet, args []string, stderr io.Writer) error {
+	cfg := runner.Config{Version: versionName(), Log: stderr}
+	flags.StringVar(&cfg.Pipe, "pipe", pipe.Dir, "folder of pipe_in and pipe_out")
+	flags.StringVar(&cfg.Data, "data", "/data", "folder on the data disk")
+	flags.IntVar(&cfg.Slots, "slots", 0, fmt.Sprintf("how many jobs run at once; 0 is %d", runner.DefaultSlots))
+	flags.StringVar(&cfg.UserPrefix, "user-prefix", "job-", "slot N runs its jobs as the user of this name and N")
+	flags.StringVar(&cfg.PipeUser, "sftp-user", "builder", "who writes requests and fetches artifacts over SSH")
+	flags.StringVar(&cfg.Image, "image", "", "name and version of the VM's image; empty reads it from -image-file")
+	imageFile := flags.String("image-file", "/etc/osbuilder-image", "file whose first line names the VM's image")
+	if err := parse(flags, args); err != nil {
+		return err
+	}
+	if cfg.Image == "" {
+		image, err := runner.ReadImage(*imageFile)
+		if err != nil {
+			return err
+		}
+		cfg.Image = image
+	}
+	program, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find the stop hook: %w", err)
+	}
+	cfg.Units = runner.SystemdUnits{Hook: program}
+	return runner.New(cfg).Run(ctx)
+}
+
+// versionName is what the linker says, else the commit it was built from.
+func versionName() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" && len(s.Value) >= 12 {
+				return s.Value[:12]
+			}
+		}
+	}
+	return "unversioned"
+}

@@ -1,0 +1,155 @@
+package runner
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"os/user"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"osbuilder/pipe"
+)
+
+// Config says where a runner works and for whom. Pipe, Data and Units must be
+// set; the zero value of all else has a meaning.
+type Config struct {
+	Pipe  string // folder of pipe_in and pipe_out; absolute
+	Data  string // folder on the data disk; absolute
+	Units Units  // what starts jobs: SystemdUnits, or ProcessUnits without systemd
+
+	Slots   int    // how many jobs run at once; 0 is DefaultSlots
+	Image   string // name and version of the VM's image, for hello
+	Version string // of the runner, for hello
+
+	// PipeUser is the user that writes requests and fetches artifacts.
+	// UserPrefix and the slot's number name the user that a slot's job runs
+	// as. Empty, nothing changes hands: all files belong to the runner's user
+	// and jobs run as it.
+	PipeUser   string
+	UserPrefix string
+
+	Store   string // Nix store; empty is /nix/store
+	GCRoots string // where roots are made; empty is /nix/var/nix/gcroots/osbuilder
+	Boot    string // id of this boot of the VM; empty is the kernel's
+	// Port and Host are those of the download command in artifact events:
+	// what a person on the Docker host with a key and the default ports types.
+	Host string // empty is localhost
+	Port int    // 0 is 2022
+
+	Log io.Writer // one fact a line; nil is silent
+
+	// fault stands in for a disk that fails; tests set it.
+	fault func(op, path string) error
+}
+
+// DefaultSlots is how many jobs run at once where nobody says.
+const DefaultSlots = 2
+
+// An account is a user by number.
+type account struct {
+	name     string
+	uid, gid int
+}
+
+// withDefaults fills in what is empty and reports what is missing.
+func (c Config) withDefaults() (Config, error) {
+	if !filepath.IsAbs(c.Pipe) || !filepath.IsAbs(c.Data) {
+		return c, fmt.Errorf("configure: pipe %q and data %q must be absolute paths", c.Pipe, c.Data)
+	}
+	if c.Units == nil {
+		return c, fmt.Errorf("configure: nothing to start jobs with")
+	}
+	if c.Slots < 0 || c.Slots > 64 {
+		return c, fmt.Errorf("configure: %d slots, want 1 to 64", c.Slots)
+	}
+	if c.Slots == 0 {
+		c.Slots = DefaultSlots
+	}
+	if c.Store == "" {
+		c.Store = "/nix/store"
+	}
+	if c.GCRoots == "" {
+		c.GCRoots = "/nix/var/nix/gcroots/osbuilder"
+	}
+	if c.Host == "" {
+		c.Host = "localhost"
+	}
+	if c.Port == 0 {
+		c.Port = 2022
+	}
+	if c.Log == nil {
+		c.Log = io.Discard
+	}
+	if c.Boot == "" {
+		id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+		if err != nil {
+			return c, fmt.Errorf("tell this boot from the last: %w", err)
+		}
+		c.Boot = string(bytes.TrimSpace(id))
+	}
+	return c, nil
+}
+
+// self is the account of the runner.
+func self() account {
+	return account{uid: os.Geteuid(), gid: os.Getegid()}
+}
+
+// lookup finds a user; no name is the runner's own.
+func lookup(name string) (account, error) {
+	if name == "" {
+		return self(), nil
+	}
+	u, err := user.Lookup(name)
+	if err != nil {
+		return account{}, fmt.Errorf("look up user %s: %w", name, err)
+	}
+	uid, err := strconv.Atoi(u.Uid)
+	if err != nil {
+		return account{}, fmt.Errorf("look up user %s: %w", name, err)
+	}
+	gid, err := strconv.Atoi(u.Gid)
+	if err != nil {
+		return account{}, fmt.Errorf("look up user %s: %w", name, err)
+	}
+	return account{name: name, uid: uid, gid: gid}, nil
+}
+
+// slotUser is the account that the job in a slot runs as. Slots count from 1.
+func (c Config) slotUser(slot int) (account, error) {
+	if c.UserPrefix == "" {
+		return self(), nil
+	}
+	return lookup(c.UserPrefix + strconv.Itoa(slot))
+}
+
+// systems are the Nix systems that this machine builds for by itself.
+func systems() []string {
+	cpu := map[string]string{"amd64": "x86_64", "arm64": "aarch64", "386": "i686"}[runtime.GOARCH]
+	if cpu == "" {
+		cpu = runtime.GOARCH
+	}
+	return []string{cpu + "-linux"}
+}
+
+// ReadImage returns the first line of the file that names the VM's image.
+func ReadImage(path string) (string, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("read the image's name: %w", err)
+	}
+	line, _, _ := strings.Cut(string(data), "\n")
+	return strings.TrimSpace(line), nil
+}
+
+// Where the protocol's files lie.
+func (c Config) pipeIn() string  { return filepath.Join(c.Pipe, pipe.In) }
+func (c Config) pipeOut() string { return filepath.Join(c.Pipe, pipe.Out) }
+func (c Config) spool() string   { return filepath.Join(c.Data, "spool") }
+
+func (c Config) jobsDir() string      { return filepath.Join(c.Data, "jobs") }
+func (c Config) artifactsDir() string { return filepath.Join(c.Data, "artifacts") }

@@ -1,0 +1,126 @@
+package runner
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// A disk writes files so that a crash leaves the old one or the new one.
+type disk struct {
+	// fault, if set, is asked before each write and stands in for a disk
+	// that fails.
+	fault func(op, path string) error
+}
+
+// tempSuffix marks a file that was not finished; what carries it can go.
+const tempSuffix = ".part"
+
+func (d disk) failing(op, path string) error {
+	if d.fault == nil {
+		return nil
+	}
+	return d.fault(op, path)
+}
+
+// write makes path hold data: whole, synced, and its folder synced too.
+func (d disk) write(path string, data []byte) error {
+	temp := path + tempSuffix
+	if err := d.writeNew(temp, data, 0o600); err != nil {
+		os.Remove(temp)
+		return err
+	}
+	if err := os.Rename(temp, path); err != nil {
+		os.Remove(temp)
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// writeNew makes path hold data, synced. Its folder is not.
+func (d disk) writeNew(path string, data []byte, mode fs.FileMode) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, mode)
+	if err != nil {
+		return fmt.Errorf("write: %w", err)
+	}
+	defer f.Close()
+	if err := d.failing("write", path); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	if _, err := f.Write(data); err != nil {
+		return fmt.Errorf("write: %w", err)
+	}
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("write: %w", err)
+	}
+	return nil
+}
+
+// mark makes path exist exactly once: fs.ErrExist if it did already.
+func (d disk) mark(path string, data []byte) error {
+	if err := d.failing("write", path); err != nil {
+		return fmt.Errorf("mark %s: %w", path, err)
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("mark: %w", err)
+	}
+	defer f.Close()
+	if _, err := f.Write(data); err != nil {
+		return errors.Join(fmt.Errorf("mark: %w", err), os.Remove(path))
+	}
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("mark: %w", err)
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// syncDir makes the names in a folder last.
+func syncDir(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("sync folder: %w", err)
+	}
+	defer f.Close()
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("sync folder: %w", err)
+	}
+	return nil
+}
+
+// removeParts removes what a crash left unfinished in a folder.
+func removeParts(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("clean %s: %w", dir, err)
+	}
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), tempSuffix) {
+			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+				return fmt.Errorf("clean %s: %w", dir, err)
+			}
+		}
+	}
+	return nil
+}
+
+// exists reports whether there is something at path. What can't be looked at
+// counts as there, so that nothing is done twice.
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// freeBytes is the room left to the runner on path's disk.
+func freeBytes(path string) (int64, error) {
+	var s unix.Statfs_t
+	if err := unix.Statfs(path, &s); err != nil {
+		return 0, fmt.Errorf("measure free space of %s: %w", path, err)
+	}
+	return int64(s.Bavail) * s.Bsize, nil
+}

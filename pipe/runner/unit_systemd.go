@@ -1,0 +1,163 @@
+package runner
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// SystemdUnits runs each job as a transient unit of systemd, which gives it a
+// control group, limits and a view of the file system of its own.
+type SystemdUnits struct {
+	Hook string // the program whose "result" command is the stop hook; absolute
+}
+
+// slice holds the jobs' units.
+const slice = "jobs.slice"
+
+// commandTimeout bounds one call of systemd's tools: minutes on a machine
+// that swaps under emulation, never for ever.
+const commandTimeout = 2 * time.Minute
+
+// Start implements [Units].
+func (u SystemdUnits) Start(ctx context.Context, spec Spec) error {
+	_, err := systemd(ctx, "systemd-run", u.arguments(spec)...)
+	return err
+}
+
+// arguments is the command line of systemd-run. With type exec it returns
+// once bash was executed, so that what systemd can't set up is an error here.
+func (u SystemdUnits) arguments(spec Spec) []string {
+	properties := []string{
+		"Slice=" + slice,
+		"WorkingDirectory=" + spec.Work,
+		"StandardInput=null",
+		"StandardOutput=append:" + spec.Log,
+		"StandardError=append:" + spec.Log,
+		// With "+" it is root and outside of the job's view of the files.
+		fmt.Sprintf("ExecStopPost=+%s result --file %s", u.Hook, spec.Result),
+		"KillMode=control-group",
+		"TimeoutStopSec=10s",
+		"MemoryAccounting=yes",
+		"TasksAccounting=yes",
+		"OOMPolicy=kill",
+
+		"ProtectSystem=strict",
+		// Of the data disk it sees its own folder, of /tmp and /dev/shm what
+		// it made itself.
+		"TemporaryFileSystem=" + filepath.Dir(filepath.Dir(spec.Dir)) + ":ro,mode=0755",
+		"TemporaryFileSystem=/dev/shm:mode=1777",
+		"BindPaths=" + spec.Dir,
+		"BindPaths=" + spec.Temp + ":/tmp",
+		"BindPaths=" + spec.Temp + ":/var/tmp",
+		"ProtectHome=yes",
+		"InaccessiblePaths=" + strings.Join(hidden(spec.Hidden), " "),
+		"ProtectProc=invisible",
+		"ProtectKernelTunables=yes",
+		"ProtectKernelModules=yes",
+		"ProtectKernelLogs=yes",
+		"ProtectControlGroups=yes",
+		"ProtectClock=yes",
+		"ProtectHostname=yes",
+		"PrivateDevices=yes",
+		"NoNewPrivileges=yes",
+		"RestrictSUIDSGID=yes",
+		"RestrictRealtime=yes",
+		"LockPersonality=yes",
+		"CapabilityBoundingSet=",
+		"RemoveIPC=yes",
+	}
+	if spec.User != "" {
+		properties = append(properties, "User="+spec.User)
+	}
+	if spec.Timeout > 0 {
+		properties = append(properties, fmt.Sprintf("RuntimeMaxSec=%dms", spec.Timeout.Milliseconds()))
+	}
+	args := []string{
+		"--quiet", "--no-ask-password", "--collect",
+		"--unit=" + service(spec), "--service-type=exec",
+		"--description=osbuilder " + spec.Unit,
+	}
+	for _, p := range properties {
+		args = append(args, "--property="+p)
+	}
+	for _, e := range spec.Env {
+		args = append(args, "--setenv="+e)
+	}
+	return append(args, "--", shell(), spec.Script)
+}
+
+// hidden makes each path one that may be missing.
+func hidden(paths []string) []string {
+	all := []string{
+		"-/sys/firmware", // fw_cfg: keys
+		"-/run/osbuilder/ssh_host_ed25519_key",
+		"-/run/osbuilder/authorized_keys",
+	}
+	for _, p := range paths {
+		all = append(all, "-"+p)
+	}
+	return all
+}
+
+// shell is where this system has bash: NixOS has none in /bin.
+func shell() string {
+	for _, path := range []string{"/bin/bash", "/run/current-system/sw/bin/bash"} {
+		if _, err := os.Stat(path); err == nil {
+			return path
+		}
+	}
+	return "bash" // systemd looks for it, and names it if there is none
+}
+
+func service(spec Spec) string { return spec.Unit + ".service" }
+
+// Alive implements [Units]. The control group answers without a process of
+// its own; where there is none, systemd is asked, because a unit that is
+// being started has none yet.
+func (u SystemdUnits) Alive(ctx context.Context, spec Spec) (bool, error) {
+	events, err := os.ReadFile(filepath.Join(cgroups, slice, service(spec), "cgroup.events"))
+	if err == nil && bytes.Contains(events, []byte("populated 1")) {
+		return true, nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errNoDevice) {
+		return false, fmt.Errorf("look for processes of %s: %w", spec.Unit, err)
+	}
+	out, err := systemd(ctx, "systemctl", "show", "--property=ActiveState", "--value", service(spec))
+	if err != nil {
+		return false, err
+	}
+	switch state := strings.TrimSpace(out); state {
+	case "inactive", "failed":
+		return false, nil
+	default:
+		return true, nil
+	}
+}
+
+// Kill implements [Units].
+func (u SystemdUnits) Kill(ctx context.Context, spec Spec) error {
+	_, err := systemd(ctx, "systemctl", "kill", "--kill-whom=all", "--signal=SIGKILL", service(spec))
+	return err
+}
+
+// systemd runs one of systemd's tools and returns what it printed. What it
+// began is not undone, so a runner that stops lets it come to its end.
+func systemd(ctx context.Context, name string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commandTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("%s: %w: %s", name, err, strings.TrimSpace(stderr.String()))
+	}
+	return stdout.String(), nil
+}
