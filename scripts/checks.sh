@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# checks.sh lint|unit|e2e-build: the checks that need no engine. Also what make test runs beside the building of images.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/lib.sh
+. scripts/world.sh
+. scripts/engine.sh
+
+# need_go: 1.21 is the first that fetches the version in go.mod by itself.
+need_go() {
+  local version
+  have go || PATH=$PATH:/usr/local/go/bin
+  version=$(GOTOOLCHAIN=local go env GOVERSION 2>/dev/null) && at_least "${version#go}" 1.21 ||
+    die "Go 1.21 or later is not installed." "Install it: https://go.dev/doc/install"
+}
+
+# tool NAME PACKAGE: builds a program at the version in tools/go.mod, once for that version. Prints its path.
+tool() {
+  local key file
+  key=$( (go env GOVERSION && cat tools/go.sum) | cksum | cut -d' ' -f1)
+  file=$OWN/bin/$1-$key
+  if [ ! -x "$file" ]; then
+    mkdir -p "$OWN/bin"
+    (cd tools && go build -trimpath -ldflags '-s -w' -o "$file.new" "$2") >&2
+    mv "$file.new" "$file"
+  fi
+  printf '%s' "$file"
+}
+
+shell_files() {
+  local file
+  git ls-files --cached --others --exclude-standard | while read -r file; do
+    if [ -f "$file" ] && { [ "${file%.sh}" != "$file" ] || head -n 1 "$file" | grep -Eq '^#!.*[/ ](ba)?sh( |$)'; }; then
+      printf '%s\n' "$file"
+    fi
+  done
+}
+
+# fuzz_seeds: a fuzz test that has lost its seeds still passes, and tests next to nothing. Each needs an f.Add of its own
+# or a file in its folder of testdata/fuzz.
+fuzz_seeds() {
+  local file name bare=0
+  while IFS=: read -r file name; do
+    if [ -z "$(ls "$(dirname "$file")/testdata/fuzz/$name" 2>/dev/null)" ]; then
+      printf '%s: %s has no seeds. Add some with f.Add, or as files in testdata/fuzz/%s.\n' "$file" "$name" "$name"
+      bare=1
+    fi
+  done < <(git ls-files -z --cached --others --exclude-standard '*_test.go' | xargs -0 awk '
+    FNR == 1 { name = "" }
+    /^func Fuzz[A-Za-z0-9_]*\(/ { name = $2; sub(/\(.*/, "", name); seeds = 0 }
+    name != "" && /\.Add\(/ { seeds = 1 }
+    name != "" && /^}/ { if (!seeds) print FILENAME ":" name; name = "" }')
+  return $bare
+}
+
+lint() {
+  local files rc=0 golangci shfmt
+  golangci=$(tool golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint)
+  shfmt=$(tool shfmt mvdan.cc/sh/v3/cmd/shfmt)
+  files=$(shell_files)
+  "$golangci" run ./... || rc=1
+  # shellcheck disable=SC2086 # one word each: the project's names have no spaces
+  shellcheck -x $files || rc=1
+  # shellcheck disable=SC2086
+  "$shfmt" -d $files || rc=1
+  fuzz_seeds || rc=1
+  return $rc
+}
+
+need_go
+case ${1:-} in
+lint)
+  have shellcheck || need_packages "The lint of shell scripts" shellcheck
+  lint
+  ;;
+unit)
+  have gcc || have cc || need_packages "The race detector" gcc libc6-dev
+  go test -race ./...
+  ;;
+e2e-build) go test -race -tags e2e -run '^$' ./e2e/... ;;
+*) die "checks.sh does not know «${1:-}»." "It knows lint, unit and e2e-build." ;;
+esac

@@ -1,0 +1,187 @@
+#!/usr/bin/env bash
+# make demo: from whatever this machine has to a bootable image in the output folder, in one go.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/lib.sh
+. scripts/world.sh
+. scripts/engine.sh
+. scripts/images.sh
+. scripts/project.sh
+
+QEMU_OVERRIDE=vmimage/qemu/compose.yaml
+FOLLOW=
+
+finish() {
+  [ -z "$FOLLOW" ] || kill "$FOLLOW" 2>/dev/null
+  unlock
+}
+
+# choose_vm_container: sets FILES, the value for COMPOSE_FILE, empty for Compose's own choice.
+choose_vm_container() {
+  local image
+  FILES=
+  image=$(sed -n 's/^ *image: \(qemux\/.*\)/\1/p' compose.yaml)
+  if [ -e /dev/net/tun ] || [ "$(uname -s)" != Linux ]; then
+    # Once it runs in our own container it stays there, so that a second demo goes on with what the first one made.
+    if ! grep -q "$QEMU_OVERRIDE" "$DEMO_ENV" 2>/dev/null && { image_here "$image" || pull "$image"; }; then return 0; fi
+    note "the VM runs in our own QEMU container: $image is not here and can't be pulled"
+  else
+    note "the VM runs in our own QEMU container: /dev/net/tun is absent, which $image needs"
+  fi
+  FILES=compose.yaml:$QEMU_OVERRIDE
+  [ ! -f compose.override.yaml ] || FILES=$FILES:compose.override.yaml
+  case $(setting COMPOSE_FILE) in
+  "" | *"$QEMU_OVERRIDE"*) ;;
+  *) die "your COMPOSE_FILE leaves out $QEMU_OVERRIDE, which is needed on this machine." "Add it: COMPOSE_FILE=$(setting COMPOSE_FILE):$QEMU_OVERRIDE" ;;
+  esac
+}
+
+# lowered VALUE LIMIT: the lower of two numbers.
+lowered() { if [ "$1" -lt "$2" ]; then printf '%s' "$1"; else printf '%s' "$2"; fi; }
+
+# write_settings: what this machine asks for. Environment and .env are read by Compose after it and win.
+write_settings() {
+  local memory disk
+  # The VM leaves room for the host; below 2 GiB its Nix has none.
+  memory=$(lowered 16 $((WORLD_MEMORY * 6 / 10 / 1024)))
+  [ "$memory" -ge 2 ] || [ -n "$(setting RAM_SIZE)" ] ||
+    die "$((WORLD_MEMORY / 1024)) GiB of memory are available; the VM needs 2 GiB of them and the host some." "Free some, or set RAM_SIZE in .env."
+  disk=$(lowered 128 $((WORLD_DISK / 2 / 1024)))
+  {
+    say "# Written by make demo for this machine. Your own settings belong in .env and win."
+    [ -z "$FILES" ] || say "COMPOSE_FILE=$FILES"
+    say "BASE_DEBIAN=$BASE_DEBIAN"
+    say "BASE_GO=$BASE_GO"
+    say "VM_FLAVOUR=debian"
+    say "CPU_CORES=$(lowered 4 "$WORLD_CORES")"
+    say "RAM_SIZE=${memory}G"
+    say "DISK_SIZE=${disk}G"
+    # Root stays outside: the daemon runs as an ordinary user.
+    if ! is_root; then
+      say "PUID=$(id -u)"
+      say "PGID=$(id -g)"
+    elif [ -n "${SUDO_UID:-}" ]; then
+      say "PUID=$SUDO_UID"
+      say "PGID=${SUDO_GID:-$SUDO_UID}"
+    fi
+  } >"$DEMO_ENV.new"
+  mv "$DEMO_ENV.new" "$DEMO_ENV"
+}
+
+# need_port VARIABLE DEFAULT: free, unless it is our own VM that has it.
+need_port() {
+  local port address
+  port=$(setting "$1")
+  port=${port:-$2}
+  address=$(setting BIND_ADDRESS)
+  case $address in "" | 0.0.0.0) address=127.0.0.1 ;; esac
+  # shellcheck disable=SC2016 # expanded by the inner shell
+  if bounded 2 bash -c 'exec 3<>"/dev/tcp/$0/$1"' "$address" "$port" 2>/dev/null; then
+    die "port $port of this machine is in use by another program." "Choose another one: $1=NUMBER in .env, or $1=NUMBER make demo"
+  fi
+}
+
+# results_in FOLDER: the jobs that have ended there.
+results_in() {
+  local result
+  for result in "$1"/*/result.json; do
+    if [ -f "$result" ]; then dirname "$result"; fi
+  done
+}
+
+# drop_job: puts the example in whole, by rename. Sets BEFORE, what had ended by then, and DROPPED, the moment.
+drop_job() {
+  local jobs temporary
+  jobs=$(setting JOBS_DIR)
+  jobs=${jobs:-./jobs}
+  OUTPUT=$(setting OUTPUT_DIR)
+  OUTPUT=${OUTPUT:-./output}
+  BEFORE=$(results_in "$OUTPUT/hello-iso")
+  temporary=$jobs/.hello-iso.sh.$$
+  cp examples/hello-iso.sh "$temporary"
+  mv "$temporary" "$jobs/hello-iso.sh"
+  say "==> Put examples/hello-iso.sh into $jobs. The sidecar says from here on:"
+}
+
+# wait_for_job: until the job that was dropped has ended. Sets RESULT, its folder.
+wait_for_job() {
+  local start result
+  start=$(date +%s)
+  RESULT=
+  while [ -z "$RESULT" ]; do
+    sleep 1
+    for result in $(results_in "$OUTPUT/hello-iso"); do
+      printf '%s\n' "$BEFORE" | grep -qxF "$result" || RESULT=$result
+    done
+    if [ -n "$RESULT" ]; then break; fi
+    kill -0 "$FOLLOW" 2>/dev/null || die "the sidecar stopped." "Its log: $(shown_compose) logs sidecar"
+    [ $(($(date +%s) - start)) -lt 1800 ] ||
+      die "the job has not ended within half an hour." "It goes on. The VM's console: $(shown_compose) logs vm" "The sidecar: $(shown_compose) logs sidecar"
+  done
+  # The last lines of the log are still on their way.
+  sleep 1
+  kill "$FOLLOW" 2>/dev/null
+  FOLLOW=
+}
+
+# report: the image, checked again on this side, and how to boot it.
+report() {
+  local sum name image='' size=0 bytes
+  grep -Eq '"(state|status)": *"(done|succeeded)"' "$RESULT/result.json" ||
+    die "the job did not succeed." "What it said: $RESULT/build.log" "The result: $RESULT/result.json"
+  while read -r sum name; do
+    name=${name#\*}
+    [ "$(sha256 "$RESULT/$name")" = "$sum" ] || die "$RESULT/$name is not what the VM made: its sha256 differs from SHA256SUMS."
+    bytes=$(wc -c <"$RESULT/$name" | tr -d ' ')
+    if [ "$bytes" -ge "$size" ]; then image=$name size=$bytes SUM=$sum; fi
+  done <"$RESULT/SHA256SUMS"
+  say ""
+  say "Done: a small test image, built in a Debian VM (not NixOS)."
+  note "image   $RESULT/$image"
+  note "size    $(human_size "$size") ($size bytes)"
+  note "sha256  $SUM (computed again on this machine: the same)"
+  say "Boot it, and end it with Ctrl-A X:"
+  if have qemu-system-x86_64; then
+    note "qemu-system-x86_64 -m 512 -nographic -cdrom $RESULT/$image"
+  else
+    local folder
+    folder=$(cd "$RESULT" && pwd -P)
+    note "docker run --rm -it -v '$folder:/image:ro' --entrypoint qemu-system-x86_64 $VM_IMAGE -m 512 -nographic -cdrom /image/$image"
+  fi
+  say "It goes on running. Put scripts into the jobs folder; images appear in $OUTPUT."
+  note "follow it   $(shown_compose) logs -f sidecar"
+  note "stop it     make down"
+  note "remove it   make clean"
+  if [ -f "$OWN/dockerd.pid" ] && kill -0 "$(cat "$OWN/dockerd.pid")" 2>/dev/null; then
+    note "the engine  was started by make demo; it stops with: kill \$(cat .osbuilder/dockerd.pid)"
+  fi
+}
+
+lock "make demo"
+trap finish EXIT
+: >"$LOGS/times"
+say "This demo builds a small test image in a Debian VM, all in containers on this machine."
+look
+print_world
+[ -f examples/hello-iso.sh ] || die "examples/hello-iso.sh is missing." "Restore it: git checkout examples/hello-iso.sh"
+need_disk 6144 "the demo"
+need_engine
+need_base_debian
+need_base_go
+need_compose
+choose_vm_container
+write_settings
+use_project "$DEMO_ENV"
+if [ -z "$(compose ps --status running -q vm 2>/dev/null)" ]; then
+  need_port SSH_PORT 2022
+  [ -n "$FILES" ] || need_port VIEWER_PORT 8006
+fi
+step build "Building the sidecar, the VM's boot image and its container (minutes the first time, seconds later)" compose --progress plain build
+STARTED=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+step up "Starting them" compose up -d
+VM_IMAGE=$(compose config --images vm | head -n 1)
+compose logs -f --no-log-prefix --no-color --since "$STARTED" sidecar </dev/null &
+FOLLOW=$!
+drop_job
+wait_for_job
+report

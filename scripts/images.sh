@@ -1,0 +1,118 @@
+# shellcheck shell=bash
+# The images that ours are built from: found, else pulled, else made from Debian's packages under names of our own.
+# Sourced after engine.sh.
+
+OWN_DEBIAN=osbuilder-base/debian:trixie-slim
+OWN_GO=osbuilder-base/golang:1.26
+
+image_here() { docker image inspect "$1" >/dev/null 2>&1; }
+
+# pull IMAGE: 0 when it is here afterwards. A registry that says nothing within a few seconds is taken as absent; once it
+# has answered, the pull may take its time.
+pull() {
+  local log=$LOGS/pull.log pid waited=0
+  docker pull "$1" >"$log" 2>&1 </dev/null &
+  pid=$!
+  while kill -0 "$pid" 2>/dev/null && ! grep -q 'Pulling from' "$log"; do
+    if [ "$waited" -ge 40 ]; then
+      kill "$pid" 2>/dev/null
+      break
+    fi
+    sleep 0.2
+    waited=$((waited + 1))
+  done
+  if grep -q 'Pulling from' "$log"; then note "pulling $1"; fi
+  wait "$pid" 2>/dev/null && image_here "$1"
+}
+
+# need_base_debian: sets BASE_DEBIAN.
+need_base_debian() {
+  BASE_DEBIAN=$(setting BASE_DEBIAN)
+  [ -z "$BASE_DEBIAN" ] || return 0
+  BASE_DEBIAN=debian:trixie-slim
+  image_here "$BASE_DEBIAN" && return 0
+  if image_here "$OWN_DEBIAN"; then
+    BASE_DEBIAN=$OWN_DEBIAN
+    return 0
+  fi
+  pull "$BASE_DEBIAN" && return 0
+  BASE_DEBIAN=$OWN_DEBIAN
+  need_mmdebstrap
+  step base-debian "Making a Debian base image from Debian's packages ($OWN_DEBIAN)" make_base_debian
+}
+
+# need_base_go: sets BASE_GO. Needs BASE_DEBIAN.
+need_base_go() {
+  BASE_GO=$(setting BASE_GO)
+  [ -z "$BASE_GO" ] || return 0
+  BASE_GO=golang:1.26-trixie
+  image_here "$BASE_GO" && return 0
+  if image_here "$OWN_GO"; then
+    BASE_GO=$OWN_GO
+    return 0
+  fi
+  pull "$BASE_GO" && return 0
+  BASE_GO=$OWN_GO
+  need_mmdebstrap
+  step base-go "Making a Go base image from Debian's packages and $(own_go_tree || echo "Debian's Go") ($OWN_GO)" make_base_go
+}
+
+need_mmdebstrap() {
+  have mmdebstrap || need_packages "Making base images without a container registry" mmdebstrap
+}
+
+# own_go_tree: this machine's Go, if the project can be built with it.
+own_go_tree() {
+  local version
+  version=$(GOTOOLCHAIN=local go env GOVERSION 2>/dev/null) && at_least "${version#go}" "$(sed -n 's/^go //p' "$ROOT/go.mod")" &&
+    GOTOOLCHAIN=local go env GOROOT
+}
+
+# debian_mirror: the one that apt uses here. Without one of Debian's own (as on Ubuntu) mmdebstrap has its default.
+debian_mirror() {
+  # shellcheck disable=SC2016 # apt's own placeholders
+  apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' 2>/dev/null | head -n 1
+}
+
+make_base_debian() {
+  local tar=$OWN/debian.tar mirror dir args
+  mirror=$(debian_mirror)
+  args=(--quiet --variant=minbase)
+  for dir in doc man locale info; do args+=("--dpkgopt=path-exclude=/usr/share/$dir/*"); done
+  args+=(trixie "$tar")
+  [ -z "$mirror" ] || args+=("deb $mirror trixie main")
+  mmdebstrap "${args[@]}" && docker import -c 'CMD ["bash"]' "$tar" "$OWN_DEBIAN" && rm -f "$tar"
+}
+
+# make_base_go: the Debian base with Go laid over it. It holds this machine's CA bundle, since the module proxy may be
+# reached through one of its own: the image must not be published.
+make_base_go() {
+  local container rc=0
+  container=$(docker create "$BASE_DEBIAN" sh -ec 'apt-get -q update; apt-get -q -y --no-install-recommends install golang-go; rm -rf /var/lib/apt/lists/*') || return
+  fill_base_go "$container" || rc=$?
+  docker rm -f "$container" >/dev/null
+  return $rc
+}
+
+fill_base_go() {
+  local container=$1 tree name value changes
+  changes=(-c 'CMD ["bash"]' -c 'WORKDIR /go' -c 'ENV GOPATH=/go')
+  if tree=$(own_go_tree); then
+    tar -C "$tree" --exclude=./test --exclude=./api --transform 's,^\.,go,' -c . | docker cp - "$container:/usr/local" || return
+    changes+=(-c 'ENV GOTOOLCHAIN=local' -c 'ENV PATH=/usr/local/go/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin')
+  else
+    # Debian's Go is older than this project's; it fetches the right one by itself, as a module.
+    docker start --attach "$container" || return
+    changes+=(-c 'ENV GOTOOLCHAIN=auto')
+  fi
+  if [ -r /etc/ssl/certs/ca-certificates.crt ]; then
+    tar -C / -h -c etc/ssl/certs/ca-certificates.crt | docker cp - "$container:/" || return
+  fi
+  if have go; then
+    for name in GOPROXY GOSUMDB; do
+      value=$(go env "$name")
+      [ -z "$value" ] || changes+=(-c "ENV $name=$value")
+    done
+  fi
+  docker commit "${changes[@]}" "$container" "$OWN_GO"
+}

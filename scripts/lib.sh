@@ -1,0 +1,142 @@
+# shellcheck shell=bash
+# What the scripts share. Kept to Bash 3.2 and to what BSD's and GNU's tools have in common: it runs on people's own machines.
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# Everything that the scripts bring or make lies here, in the project's own folder.
+OWN=$ROOT/.osbuilder
+LOGS=$OWN/log
+mkdir -p "$LOGS"
+
+say() { printf '%s\n' "$*"; }
+note() { printf '    %s\n' "$*"; }
+
+# die WHAT [WHAT TO DO]…: says both and ends.
+die() {
+  printf '\nerror: %s\n' "$1" >&2
+  shift
+  local line
+  for line in "$@"; do printf '       %s\n' "$line" >&2; done
+  exit 1
+}
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# step NAME WHAT COMMAND…: runs a long command with its output in a log file, and says what it does and how long it took.
+# The seconds are appended to $LOGS/times for the table at the end. `set -e` does not hold inside: the commands say themselves
+# where they end.
+step() {
+  local name=$1 what=$2 start rc=0 beat
+  shift 2
+  start=$(date +%s)
+  say "==> $what"
+  heartbeat "$LOGS/$name.log" "$start" &
+  beat=$!
+  "$@" >"$LOGS/$name.log" 2>&1 </dev/null || rc=$?
+  kill "$beat" 2>/dev/null
+  wait "$beat" 2>/dev/null || true
+  local took=$(($(date +%s) - start))
+  if [ "$rc" -ne 0 ]; then
+    printf '%s\t%s\tfailed\n' "$name" "$took" >>"$LOGS/times"
+    say "    failed after $took s. The end of .osbuilder/log/$name.log:"
+    tail -n 40 "$LOGS/$name.log" | sed 's/^/    | /'
+    return "$rc"
+  fi
+  printf '%s\t%s\tok\n' "$name" "$took" >>"$LOGS/times"
+  note "$took s"
+}
+
+# heartbeat LOG START: says every half minute that it still goes on, and with what. It waits without a process of its own,
+# which would be left behind.
+heartbeat() {
+  local fifo=$OWN/.beat.$$ last
+  mkfifo "$fifo" 2>/dev/null || return 0
+  exec 9<>"$fifo"
+  rm -f "$fifo"
+  while ! read -r -t 30 <&9 && kill -0 $$ 2>/dev/null; do
+    last=$(tail -n 1 "$1" 2>/dev/null | tr -cd '[:print:]' | cut -c 1-90)
+    note "$(($(date +%s) - $2)) s so far: $last"
+  done
+}
+
+# bounded SECONDS COMMAND…: like timeout(1), which macOS lacks. 124 when the time ran out.
+bounded() {
+  local seconds=$1 pid waited=0
+  shift
+  "$@" &
+  pid=$!
+  while kill -0 "$pid" 2>/dev/null; do
+    if [ "$waited" -ge $((seconds * 5)) ]; then
+      kill "$pid" 2>/dev/null
+      wait "$pid" 2>/dev/null
+      return 124
+    fi
+    sleep 0.2
+    waited=$((waited + 1))
+  done
+  wait "$pid"
+}
+
+# at_least HAVE WANT: compares versions of up to three numbers. What follows the numbers doesn't count.
+at_least() {
+  local have=${1#v} want=$2 i h w
+  for i in 1 2 3; do
+    h=$(printf '%s' "$have" | cut -d. -f$i | sed 's/[^0-9].*//')
+    w=$(printf '%s' "$want" | cut -d. -f$i)
+    [ "${h:-0}" -gt "${w:-0}" ] && return 0
+    [ "${h:-0}" -lt "${w:-0}" ] && return 1
+  done
+  return 0
+}
+
+# setting NAME: what the user chose, in the environment or in .env; empty if nothing.
+setting() {
+  local value
+  eval "value=\${$1:-}"
+  if [ -z "$value" ] && [ -f "$ROOT/.env" ]; then
+    value=$(sed -n "s/^[[:space:]]*\(export[[:space:]][[:space:]]*\)\{0,1\}$1=//p" "$ROOT/.env" | tail -n 1 |
+      sed "s/[[:space:]]#.*//; s/[[:space:]]*\$//; s/^\"\(.*\)\"\$/\1/; s/^'\(.*\)'\$/\1/")
+  fi
+  printf '%s' "$value"
+}
+
+# lock NAME: one at a time in this folder, since they share images, tools and logs. A folder is made whole or not at all.
+lock() {
+  local dir=$OWN/lock other
+  if ! mkdir "$dir" 2>/dev/null; then
+    other=$(cat "$dir/pid" 2>/dev/null || true)
+    if [ -n "$other" ] && kill -0 "$other" 2>/dev/null; then
+      die "$(cat "$dir/name" 2>/dev/null) is running in this folder (process $other)." "Wait until it has ended, or stop it: kill $other"
+    fi
+    # Its owner is gone without having tidied up.
+    rm -rf "$dir"
+    mkdir "$dir" 2>/dev/null || die "another make took the lock just now." "Try again."
+  fi
+  printf '%s\n' "$1" >"$dir/name"
+  printf '%s\n' $$ >"$dir/pid"
+}
+
+unlock() {
+  [ "$(cat "$OWN/lock/pid" 2>/dev/null)" = "$$" ] && rm -rf "$OWN/lock"
+  return 0
+}
+
+# ask QUESTION: yes without asking when nobody is there to answer.
+ask() {
+  [ -t 0 ] && [ -t 1 ] || return 0
+  local answer
+  printf '%s [Y/n] ' "$1"
+  read -r answer || return 1
+  case $answer in "" | y | Y | yes) return 0 ;; *) return 1 ;; esac
+}
+
+sha256() {
+  if have sha256sum; then sha256sum "$1" | cut -d' ' -f1; else shasum -a 256 "$1" | cut -d' ' -f1; fi
+}
+
+# megabytes_free PATH
+megabytes_free() { df -Pk "$1" 2>/dev/null | awk 'NR == 2 { print int($4 / 1024) }'; }
+
+human_size() {
+  awk -v b="$1" 'BEGIN { split("bytes KiB MiB GiB TiB", u, " "); i = 1; while (b >= 1024 && i < 5) { b /= 1024; i++ }
+    printf (i == 1 ? "%d %s" : "%.1f %s"), b, u[i] }'
+}

@@ -1,0 +1,136 @@
+#!/usr/bin/env bash
+# make test: lint, unit tests and the end-to-end test with real containers and a real VM, from whatever this machine has.
+# Project name, image names, ports and folders are its own: an installation on the same machine is not touched.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/lib.sh
+. scripts/world.sh
+. scripts/engine.sh
+. scripts/images.sh
+. scripts/project.sh
+
+CHECKS=
+FOLDERS=
+FAILED=
+
+finish() {
+  [ -z "$CHECKS" ] || kill "$CHECKS" 2>/dev/null || true
+  if [ -n "$FOLDERS" ]; then
+    compose down --volumes --remove-orphans --timeout 5 >"$LOGS/test-down.log" 2>&1 || true
+    rm -rf "$FOLDERS"
+  fi
+  stop_dockerd
+  unlock
+}
+
+# packages: all that is missing in one go.
+packages() {
+  local missing=()
+  have docker || missing+=(docker.io)
+  have shellcheck || missing+=(shellcheck)
+  have gcc || have cc || missing+=(gcc libc6-dev)
+  if [ "$WORLD_REGISTRY" = no ] && ! have mmdebstrap; then missing+=(mmdebstrap); fi
+  [ "${#missing[@]}" -eq 0 ] || need_packages "The test" "${missing[@]}"
+}
+
+# checks: in the background, beside the building of images, which mostly waits for the network.
+checks() {
+  local name start
+  for name in unit e2e-build lint; do
+    start=$(date +%s)
+    if scripts/checks.sh $name >"$LOGS/$name.log" 2>&1 </dev/null; then
+      printf '%s\t%s\tok\n' $name $(($(date +%s) - start)) >>"$LOGS/times"
+      note "[$name] passed after $(($(date +%s) - start)) s"
+    else
+      printf '%s\t%s\tfailed\n' $name $(($(date +%s) - start)) >>"$LOGS/times"
+      note "[$name] FAILED after $(($(date +%s) - start)) s; its output follows at the end"
+    fi
+  done
+}
+
+# write_settings: small enough for two cores. The e2e test may set any of it in its own environment, which wins.
+write_settings() {
+  FOLDERS=$(mktemp -d "${TMPDIR:-/tmp}/osbuilder-test.XXXXXX")
+  mkdir "$FOLDERS/jobs" "$FOLDERS/output"
+  cat >"$OWN/test.env" <<ENV
+# Written by make test.
+COMPOSE_PROJECT_NAME=osbuilder-test-$$
+COMPOSE_FILE=compose.yaml:vmimage/qemu/compose.yaml:scripts/compose.test.yaml
+BASE_DEBIAN=$BASE_DEBIAN
+BASE_GO=$BASE_GO
+VM_FLAVOUR=debian
+CPU_CORES=2
+RAM_SIZE=3G
+DISK_SIZE=16G
+SLOTS=2
+SSH_PORT=0
+VIEWER_PORT=0
+JOBS_DIR=$FOLDERS/jobs
+OUTPUT_DIR=$FOLDERS/output
+ENV
+  PROJECT_ENV=(--env-file "$OWN/test.env")
+}
+
+# own_world: no setting of an installation in this folder may leak into the test's.
+own_world() {
+  local name
+  for name in $(sed -n 's/^#\{0,1\} *\([A-Z_]*\)=.*/\1/p' .env.example); do
+    case $name in BASE_*) ;; *) unset "$name" ;; esac
+  done
+}
+
+end_to_end() {
+  local start rc=0
+  start=$(date +%s)
+  say "==> End-to-end test"
+  OSBUILDER_E2E_COMPOSE="${COMPOSE[*]}" OSBUILDER_E2E_ENV_FILE="$OWN/test.env" \
+    go test -race -tags e2e -count=1 -timeout 25m -v ./e2e/... 2>&1 </dev/null | tee "$LOGS/e2e.log" || rc=$?
+  if [ $rc -eq 0 ]; then
+    printf 'e2e\t%s\tok\n' $(($(date +%s) - start)) >>"$LOGS/times"
+  else
+    printf 'e2e\t%s\tfailed\n' $(($(date +%s) - start)) >>"$LOGS/times"
+  fi
+}
+
+summary() {
+  local name
+  for name in lint unit e2e-build; do
+    if grep -q "^$name.*failed\$" "$LOGS/times"; then
+      say ""
+      say "==> What $name said (.osbuilder/log/$name.log), its end:"
+      grep -Ev '^(ok|\?) ' "$LOGS/$name.log" | tail -n 150
+    fi
+  done
+  FAILED=$(awk -F '\t' '$3 == "failed" { printf " %s", $1 }' "$LOGS/times")
+  say ""
+  awk -F '\t' '{ printf "  %-14s %5d s  %s\n", $1, $2, $3 }' "$LOGS/times"
+  printf '  %-14s %5d s\n\n' all $(($(date +%s) - BEGAN))
+  # go test's own words close the run.
+  cat "$LOGS/unit.log" "$LOGS/e2e.log" 2>/dev/null | grep -E '^(ok|FAIL|---|panic:)' | grep -v '^--- PASS' || true
+}
+
+lock "make test"
+trap finish EXIT
+BEGAN=$(date +%s)
+: >"$LOGS/times"
+rm -f "$LOGS"/{unit,lint,e2e-build,e2e}.log
+have go || export PATH=$PATH:/usr/local/go/bin
+own_world
+look
+print_world
+need_disk 10240 "the test"
+packages
+checks &
+CHECKS=$!
+need_engine
+need_base_debian
+need_base_go
+need_compose
+write_settings
+step images "Building the sidecar, the VM's boot image and its container" compose --progress plain build
+say "==> Waiting for lint and unit tests"
+wait "$CHECKS"
+CHECKS=
+end_to_end
+summary
+[ -z "$FAILED" ] || die "failed:$FAILED" "The logs: .osbuilder/log"
