@@ -1,0 +1,239 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// The main job: the example's image arrives whole, and it boots.
+func TestExampleImageBoots(t *testing.T) {
+	p := installation
+	script, err := os.ReadFile(filepath.Join(p.root, "examples", "hello-iso.sh"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.drop(t, "hello-iso.sh", string(script))
+	r := p.outcome(t, "hello-iso")
+	if r.Status != "succeeded" {
+		t.Fatalf("status %s: %s\n%s", r.Status, r.Reason, r.log)
+	}
+	if len(r.Artifacts) != 1 || r.Artifacts[0].Name != "hello.iso" {
+		t.Fatalf("artifacts: %+v", r.Artifacts)
+	}
+	image := filepath.Join(r.folder, "hello.iso")
+	sum, size := digest(t, image)
+	if a := r.Artifacts[0]; sum != a.SHA256 || size != a.Size {
+		t.Errorf("hello.iso is %d bytes, %s; the VM said %d bytes, %s", size, sum, a.Size, a.SHA256)
+	}
+	sums, err := os.ReadFile(filepath.Join(r.folder, "SHA256SUMS"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := sum + "  hello.iso\n"; string(sums) != want {
+		t.Errorf("SHA256SUMS is %q, want %q", sums, want)
+	}
+	latest, err := os.Readlink(p.output("hello-iso", "latest"))
+	if err != nil || latest != filepath.Base(r.folder) {
+		t.Errorf("latest points at %q (%v), want %q", latest, err, filepath.Base(r.folder))
+	}
+	source, err := os.ReadFile(filepath.Join(r.folder, "source", "hello-iso.sh"))
+	if err != nil || string(source) != string(script) {
+		t.Errorf("source/hello-iso.sh is not what was dropped (%v)", err)
+	}
+	// The sum that the VM computed is also on the VM's own way out.
+	if !p.logs.has("artifact ready", sum) {
+		t.Error("the sidecar's log doesn't show the artifact with its sum")
+	}
+
+	const marker = "OSBUILDER HELLO: this image boots"
+	if console, ok := boots(t, image, marker); !ok {
+		t.Errorf("the image did not print %q on its console:\n%s", marker, console)
+	}
+}
+
+// boots starts an image in a second QEMU, in a container of its own without
+// network, until the marker is on the serial console or the image powers off.
+func boots(t *testing.T, image, marker string) (console string, ok bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), stepTimeout)
+	defer cancel()
+	name := filepath.Base(installation.dir) + "-boots"
+	cmd := exec.CommandContext(ctx, "docker", "run", "--rm", "--name", name, "--network", "none",
+		"--volume", image+":/image.iso:ro", "--entrypoint", "qemu-system-x86_64", "osbuilder/qemu",
+		"-accel", "tcg", "-m", "512", "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot",
+		"-cdrom", "/image.iso")
+	defer exec.CommandContext(context.WithoutCancel(ctx), "docker", "rm", "--force", name).Run()
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = cmd.Stdout
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var seen strings.Builder
+	buf := make([]byte, 4096)
+	for {
+		n, err := out.Read(buf)
+		seen.Write(buf[:n])
+		if strings.Contains(seen.String(), marker) {
+			cancel()
+			_, _ = io.Copy(io.Discard, out)
+			_ = cmd.Wait()
+			return seen.String(), true
+		}
+		if err != nil {
+			_ = cmd.Wait()
+			return seen.String(), false
+		}
+	}
+}
+
+func digest(t *testing.T, path string) (sum string, size int64) {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	h := sha256.New()
+	size, err = io.Copy(h, f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return hex.EncodeToString(h.Sum(nil)), size
+}
+
+// A script that fails says so, with its last lines, and the next one runs.
+func TestFailingScript(t *testing.T) {
+	p := installation
+	p.drop(t, "fails.sh", "echo one step\necho the cause is this >&2\nexit 7\n")
+	p.drop(t, "after-fails.sh", "echo fine > \"$OUT/fine.txt\"\n")
+
+	r := p.outcome(t, "fails")
+	if r.Status != "failed" || r.ExitCode == nil || *r.ExitCode != 7 {
+		t.Errorf("status %s, exit code %v; want failed, 7", r.Status, r.ExitCode)
+	}
+	if diff := cmp.Diff([]string{"one step", "the cause is this"}, r.LastLines); diff != "" {
+		t.Errorf("last lines (-want +got):\n%s", diff)
+	}
+	if r.log != "one step\nthe cause is this\n" {
+		t.Errorf("build.log: %q", r.log)
+	}
+	for _, parts := range [][]string{
+		{`"fails"`, "the cause is this"},
+		{`"fails"`, "job finished", `"exit_code":7`},
+	} {
+		eventually(t, stepTimeout, fmt.Sprintf("log line with %q", parts), func() bool { return p.logs.has(parts...) })
+	}
+
+	next := p.outcome(t, "after-fails")
+	if next.Status != "succeeded" {
+		t.Errorf("the next job: %s, %s", next.Status, next.Reason)
+	}
+	if data, err := os.ReadFile(filepath.Join(next.folder, "fine.txt")); err != nil || string(data) != "fine\n" {
+		t.Errorf("its artifact: %q, %v", data, err)
+	}
+}
+
+// Ten drops at once: all run, once each. The jobs count themselves, in a
+// folder of the VM that outlives them.
+func TestTenAtOnce(t *testing.T) {
+	p := installation
+	const jobs = 10
+	for i := range jobs {
+		p.drop(t, fmt.Sprintf("ten-%d.sh", i), fmt.Sprintf("echo run %d of %s\necho %d > \"$OUT/n\"\n", i, "$JOB_ID", i))
+	}
+	ids := make(map[string]bool)
+	for i := range jobs {
+		r := p.outcome(t, fmt.Sprintf("ten-%d", i))
+		if r.Status != "succeeded" {
+			t.Errorf("job %d: %s, %s", i, r.Status, r.Reason)
+		}
+		if want := fmt.Sprintf("run %d of %s\n", i, r.Job); r.log != want {
+			t.Errorf("job %d logged %q, want %q", i, r.log, want)
+		}
+		ids[r.Job] = true
+	}
+	if len(ids) != jobs {
+		t.Errorf("%d different jobs, want %d", len(ids), jobs)
+	}
+	// Every start is in the stream of events, which only grows.
+	client := p.connect(t)
+	out, err := onVM(t, client, "cat /nexus_bootstrap/pipe_out")
+	if err != nil {
+		t.Fatalf("read pipe_out: %v", err)
+	}
+	started := make(map[string]int)
+	for line := range strings.Lines(out) {
+		var e struct{ Type, Job string }
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			t.Errorf("not an event: %q", line)
+		}
+		if e.Type == "started" && ids[e.Job] {
+			started[e.Job]++
+		}
+	}
+	for id := range ids {
+		if started[id] != 1 {
+			t.Errorf("job %s was started %d times", id, started[id])
+		}
+	}
+	if entries, err := filepath.Glob(p.jobs("ten-*")); err != nil || len(entries) > 0 {
+		t.Errorf("still in the inbox: %v, %v", entries, err)
+	}
+}
+
+// The oldest way in: a person writes a script into pipe_in.
+func TestPersonWritesPipeIn(t *testing.T) {
+	client := installation.connect(t)
+	if out, err := onVM(t, client, "echo 'uname -a; id -un' > /nexus_bootstrap/pipe_in"); err != nil {
+		t.Fatalf("write pipe_in: %v\n%s", err, out)
+	}
+	var out string
+	eventually(t, stepTimeout, "output of uname in pipe_out", func() bool {
+		var err error
+		out, err = onVM(t, client, "cat /nexus_bootstrap/pipe_out")
+		return err == nil && regexp.MustCompile(`"type":"finished","job":"anon-`).MatchString(out)
+	})
+	if !regexp.MustCompile(`"job":"anon-[^"]*".*Linux builder .*\\njob-[0-9]`).MatchString(out) {
+		t.Errorf("pipe_out lacks the output, or it did not run as a slot user:\n%s", out)
+	}
+}
+
+// What can't be a job moves to rejected/, with a message beside it.
+func TestRejectedDrop(t *testing.T) {
+	p := installation
+	p.drop(t, "notes.txt", "not a job")
+	eventually(t, stepTimeout, "message beside the rejected drop", func() bool {
+		_, err := os.Stat(p.jobs("rejected", "notes.txt.txt"))
+		return err == nil
+	})
+	message, err := os.ReadFile(p.jobs("rejected", "notes.txt.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(message), ".sh") {
+		t.Errorf("the message doesn't say what would be right: %q", message)
+	}
+	if data, err := os.ReadFile(p.jobs("rejected", "notes.txt")); err != nil || string(data) != "not a job" {
+		t.Errorf("the drop itself: %q, %v", data, err)
+	}
+	if _, err := os.Stat(p.jobs("notes.txt")); !os.IsNotExist(err) {
+		t.Errorf("still in the inbox: %v", err)
+	}
+}

@@ -1,0 +1,242 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"archive/tar"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// The attacks are tried by a real job in the real VM. Each prints BREACH when
+// it works; the control at the end shows that the script came so far.
+const attacks = `
+try() { what=$1; shift; if "$@" 2>/dev/null; then echo "BREACH: $what"; else echo "refused: $what"; fi; }
+forge() { echo '{"seq":1,"type":"finished","job":"x"}' >> /nexus_bootstrap/pipe_out; }
+request() { echo 'echo forged' > /nexus_bootstrap/pipe_in; }
+readany() { cat "$@" > /dev/null; }
+others() {
+  for d in /data/jobs/*/; do
+    [ "$d" = "$(dirname "$OUT")/" ] && continue
+    cat "$d"/*/* "$d"/* && return 0
+  done
+  grep -l THE_VICTIMS_SECRET /data/jobs/*/*/* /proc/[0-9]*/environ /tmp/* /var/tmp/*
+}
+try 'forge an event' forge
+try 'write a request' request
+try 'read the events' readany /nexus_bootstrap/pipe_out
+try 'read the host key' readany /run/osbuilder/ssh_host_ed25519_key
+try 'read the host key from the firmware' readany /sys/firmware/qemu_fw_cfg/by_name/opt/org.osbuilder/ssh_host_ed25519_key/raw
+try 'list the spool' ls /data/spool
+try 'list the artifacts' ls /data/artifacts
+try 'read the files of another job' others
+try 'read the shadow file' readany /etc/shadow
+try 'see a process of another user' test -e /proc/1/status
+try 'become root' sudo -n true
+try 'become another slot' setpriv --reuid=job-2 --regid=jobs --clear-groups true
+try 'write to the system' touch /usr/bin/mine
+try 'kill the runner' pkill pipe-runner
+echo "attacked as $(id -un)"
+`
+
+func TestJobCanNotBreakOut(t *testing.T) {
+	p := installation
+	// A victim runs beside the attacker, with a secret in its files and its environment.
+	p.drop(t, "victim.sh", `export SECRET=THE_VICTIMS_SECRET
+echo THE_VICTIMS_SECRET | tee secret "$TMPDIR/secret" > "$OUT/secret"
+for i in $(seq 600); do [ -e "$OUT/../stop" ] && break; sleep 0.1; done
+`)
+	eventually(t, jobTimeout, "start of the victim", func() bool { return p.logs.has("job started", `"victim"`) })
+	p.drop(t, "attacker.sh", attacks)
+	r := p.outcome(t, "attacker")
+	if r.Status != "succeeded" || !strings.Contains(r.log, "attacked as job-") {
+		t.Fatalf("the attacks did not run: %s, %s\n%s", r.Status, r.Reason, r.log)
+	}
+	if strings.Contains(r.log, "BREACH") {
+		t.Errorf("an attack worked:\n%s", r.log)
+	}
+	if got, want := strings.Count(r.log, "refused: "), strings.Count(attacks, "\ntry '"); got != want {
+		t.Errorf("%d attacks refused, %d tried:\n%s", got, want, r.log)
+	}
+	if p.results(t, "victim") != nil {
+		t.Error("the victim had ended before the attacks did: they proved nothing")
+	}
+
+	// What was attacked is there.
+	client := p.connect(t)
+	out, err := onVM(t, client, "ls -l /run/osbuilder/ssh_host_ed25519_key /nexus_bootstrap/pipe_out && ls -ld /data/spool /data/jobs/*/ && ls -d /sys/firmware/qemu_fw_cfg/by_name/opt/org.osbuilder")
+	if err != nil {
+		t.Errorf("a target of the attacks does not exist: %v\n%s", err, out)
+	}
+}
+
+// A link out of $OUT is no artifact, whatever it points at.
+func TestForeignFilesAreNotShipped(t *testing.T) {
+	p := installation
+	for name, make := range map[string]string{
+		"link-shadow": `ln -s /etc/shadow "$OUT/image.iso"`,
+		"link-key":    `ln -s /run/osbuilder/ssh_host_ed25519_key "$OUT/image.iso"`,
+		"link-folder": `ln -s /etc "$OUT/folder"`,
+		"hard-link":   `echo mine > a && ln a "$OUT/image.iso"`,
+		"fifo":        `mkfifo "$OUT/image.iso"`,
+	} {
+		p.drop(t, name+".sh", make+" || exit 99\n")
+	}
+	for _, name := range []string{"link-shadow", "link-key", "link-folder", "hard-link", "fifo"} {
+		r := p.outcome(t, name)
+		if r.ExitCode != nil && *r.ExitCode == 99 {
+			t.Errorf("%s: could not be set up", name)
+		}
+		if r.Status != "failed" || len(r.Artifacts) > 0 || !strings.Contains(r.Reason, "OUT") {
+			t.Errorf("%s: status %s, artifacts %v, reason %q", name, r.Status, r.Artifacts, r.Reason)
+		}
+	}
+}
+
+// Nobody enters without the right key, and nobody as root.
+func TestWhoMayLogIn(t *testing.T) {
+	p := installation
+	p.connect(t)
+	stranger, err := newKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, try := range map[string]struct {
+		user string
+		auth ssh.AuthMethod
+	}{
+		"a stranger's key": {"builder", ssh.PublicKeys(stranger)},
+		"root":             {"root", ssh.PublicKeys(p.signer)},
+		"a slot user":      {"job-1", ssh.PublicKeys(p.signer)},
+		"a password":       {"builder", ssh.Password("builder")},
+		"no password":      {"builder", ssh.Password("")},
+	} {
+		if c, err := p.dial(t, try.user, try.auth); err == nil {
+			c.Close()
+			t.Errorf("%s may log in", name)
+		} else if !strings.Contains(err.Error(), "unable to authenticate") {
+			t.Errorf("%s: %v; want a refusal", name, err)
+		}
+	}
+}
+
+func TestSidecarIsConfined(t *testing.T) {
+	p := installation
+	id := p.container(t, "sidecar")
+	var c []struct {
+		Config     struct{ User string }
+		HostConfig struct {
+			ReadonlyRootfs bool
+			Privileged     bool
+			CapAdd         []string
+			CapDrop        []string
+			SecurityOpt    []string
+			Binds          []string
+		}
+		State struct {
+			Pid    int
+			Health struct{ Status string }
+		}
+		Mounts []struct{ Source, Destination string }
+	}
+	if err := json.Unmarshal([]byte(docker(t, "inspect", id)), &c); err != nil {
+		t.Fatal(err)
+	}
+	h := c[0].HostConfig
+	if user := c[0].Config.User; user == "" || strings.HasPrefix(user, "0") {
+		t.Errorf("it runs as %q", user)
+	}
+	if !h.ReadonlyRootfs || h.Privileged || len(h.CapAdd) > 0 || strings.Join(h.CapDrop, ",") != "ALL" {
+		t.Errorf("read-only %t, privileged %t, added %v, dropped %v", h.ReadonlyRootfs, h.Privileged, h.CapAdd, h.CapDrop)
+	}
+	for _, m := range c[0].Mounts {
+		if strings.Contains(m.Source, "docker.sock") {
+			t.Errorf("it has the engine's socket: %v", m)
+		}
+	}
+	// What the kernel says of the process itself.
+	status := docker(t, "run", "--rm", "--pid", "container:"+id, "--network", "none", "--entrypoint", "cat", "osbuilder/qemu", "/proc/1/status")
+	for _, want := range []string{"CapEff:\t0000000000000000", "CapPrm:\t0000000000000000", "NoNewPrivs:\t1"} {
+		if !strings.Contains(status, want) {
+			t.Errorf("the process lacks %q:\n%s", want, status)
+		}
+	}
+	eventually(t, stepTimeout, "healthy sidecar", func() bool {
+		return strings.TrimSpace(docker(t, "inspect", "--format", "{{.State.Health.Status}}", id)) == "healthy"
+	})
+}
+
+// No image holds a private key or a password: not in any layer, and not in
+// the VM's own image.
+func TestNoSecretInAnyImage(t *testing.T) {
+	for _, image := range []string{"osbuilder/sidecar", "osbuilder/qemu", "osbuilder/vmimage-debian"} {
+		files := 0
+		cmd := exec.CommandContext(t.Context(), "docker", "save", image)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		err = eachFile(out, func(name string, data []byte) {
+			files++
+			if privateKeyPEM(data) {
+				t.Errorf("%s: %s holds a private key", image, name)
+			}
+			if strings.HasSuffix(name, "etc/shadow") {
+				checkShadow(t, image, data)
+			}
+		})
+		if err := errors.Join(err, cmd.Wait()); err != nil {
+			t.Errorf("save %s: %v", image, err)
+		}
+		if files < 2 {
+			t.Errorf("%s: only %d files were looked at", image, files)
+		}
+	}
+}
+
+// eachFile calls f for every regular file in a tar and in the tars in it.
+func eachFile(r io.Reader, f func(name string, data []byte)) error {
+	archive := tar.NewReader(r)
+	for {
+		h, err := archive.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		switch {
+		case h.Typeflag != tar.TypeReg:
+		case strings.HasSuffix(h.Name, ".tar"):
+			if err := eachFile(archive, f); err != nil {
+				return err
+			}
+		case h.Size < 4<<20:
+			data, err := io.ReadAll(archive)
+			if err != nil {
+				return err
+			}
+			f(h.Name, data)
+		}
+	}
+}
+
+func checkShadow(t *testing.T, where string, data []byte) {
+	t.Helper()
+	for line := range bytes.Lines(data) {
+		fields := strings.Split(string(line), ":")
+		if len(fields) > 1 && !strings.HasPrefix(fields[1], "!") && !strings.HasPrefix(fields[1], "*") {
+			t.Errorf("%s: %s has a password, or needs none", where, fields[0])
+		}
+	}
+}

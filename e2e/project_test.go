@@ -1,0 +1,466 @@
+//go:build e2e
+
+// Package e2e tests the whole project from outside: real containers, a real
+// VM, the committed compose.yaml. `make test` prepares engine, Compose and
+// images, and says where they are through two variables:
+//
+//	OSBUILDER_E2E_COMPOSE   the Compose command, split at white space
+//	OSBUILDER_E2E_ENV_FILE  the env file with COMPOSE_FILE and base images
+//
+// One installation serves all tests: its own project name, free ports and
+// temporary folders, so that one beside it is not touched.
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// Bounds, generous: the VM runs without KVM on a machine shared with others.
+const (
+	bootTimeout = 5 * time.Minute
+	jobTimeout  = 4 * time.Minute
+	stepTimeout = 90 * time.Second
+)
+
+// A project is one installation.
+type project struct {
+	compose []string // command
+	env     []string
+	root    string // of the checkout
+	dir     string // of this run: jobs, output, keys
+	sshPort int
+	signer  ssh.Signer // of a person whose key is in AUTHORIZED_KEYS
+	logs    *follower
+}
+
+var installation *project
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) (code int) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	p, err := newProject()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		return 2
+	}
+	installation = p
+	defer func() {
+		if code != 0 {
+			p.explain(ctx)
+		}
+		if err := p.remove(ctx); err != nil {
+			fmt.Fprintln(os.Stderr, "e2e: remove the installation:", err)
+			code = max(code, 1)
+		}
+	}()
+	if err := p.up(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		return 1
+	}
+	return m.Run()
+}
+
+func newProject() (*project, error) {
+	command := strings.Fields(os.Getenv("OSBUILDER_E2E_COMPOSE"))
+	envFile := os.Getenv("OSBUILDER_E2E_ENV_FILE")
+	if len(command) == 0 || envFile == "" {
+		return nil, errors.New("OSBUILDER_E2E_COMPOSE and OSBUILDER_E2E_ENV_FILE are not set: run `make test`")
+	}
+	envFile, err := filepath.Abs(envFile)
+	if err != nil {
+		return nil, err
+	}
+	root, err := filepath.Abs("..")
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "osbuilder-e2e-")
+	if err != nil {
+		return nil, err
+	}
+	p := &project{
+		compose: append(command, "--env-file", envFile),
+		root:    root,
+		dir:     dir,
+	}
+	if err := os.Chmod(dir, 0o755); err != nil { // the containers' users pass through it
+		return nil, err
+	}
+	for _, name := range []string{"jobs", "output"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	var ports [2]int
+	for i := range ports {
+		// Closed again before Compose opens it; nothing else on the machine
+		// takes it in between but by rare chance, and then `up` says so.
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		defer l.Close()
+		ports[i] = l.Addr().(*net.TCPAddr).Port
+	}
+	p.sshPort = ports[0]
+	if p.signer, err = newKey(); err != nil {
+		return nil, err
+	}
+	uid, gid := os.Getuid(), os.Getgid()
+	if uid == 0 {
+		uid, gid = 1000, 1000
+	}
+	p.env = append(os.Environ(),
+		"COMPOSE_PROJECT_NAME="+strings.ToLower(filepath.Base(dir)),
+		"JOBS_DIR="+filepath.Join(dir, "jobs"),
+		"OUTPUT_DIR="+filepath.Join(dir, "output"),
+		"SSH_PORT="+strconv.Itoa(ports[0]),
+		"VIEWER_PORT="+strconv.Itoa(ports[1]),
+		"PUID="+strconv.Itoa(uid),
+		"PGID="+strconv.Itoa(gid),
+		"AUTHORIZED_KEYS="+strings.TrimSpace(string(ssh.MarshalAuthorizedKey(p.signer.PublicKey())))+" person@e2e",
+		"CPU_CORES=2", "RAM_SIZE=2G", "DISK_SIZE=8G", "SLOTS=2",
+		"LOG_FORMAT=json", "LOG_LEVEL=debug", "SETTLE=500ms", "RESCAN=2s",
+	)
+	return p, nil
+}
+
+// command returns a Compose command of the project.
+func (p *project) command(ctx context.Context, args ...string) *exec.Cmd {
+	all := append(append([]string{}, p.compose[1:]...), args...)
+	cmd := exec.CommandContext(ctx, p.compose[0], all...)
+	cmd.Dir, cmd.Env = p.root, p.env
+	return cmd
+}
+
+func (p *project) composeRun(ctx context.Context, args ...string) (string, error) {
+	out, err := p.command(ctx, args...).CombinedOutput()
+	if err != nil {
+		return string(out), fmt.Errorf("compose %s: %w\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out), nil
+}
+
+func (p *project) up(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
+	defer cancel()
+	if _, err := p.composeRun(ctx, "up", "--detach", "--no-build"); err != nil {
+		return err
+	}
+	p.logs = follow(func(ctx context.Context) *exec.Cmd {
+		return p.command(ctx, "logs", "--follow", "--no-log-prefix", "--no-color", "sidecar")
+	})
+	return nil
+}
+
+// explain prints what a person would look at.
+func (p *project) explain(ctx context.Context) {
+	for _, service := range []string{"vm", "sidecar", "init", "vmimage"} {
+		out, _ := p.composeRun(ctx, "logs", "--no-color", "--tail", "80", service)
+		fmt.Fprintf(os.Stderr, "--- logs of %s\n%s\n", service, out)
+	}
+}
+
+func (p *project) remove(ctx context.Context) error {
+	if p.logs != nil {
+		p.logs.stop()
+	}
+	_, err := p.composeRun(ctx, "down", "--volumes", "--remove-orphans", "--timeout", "20")
+	return errors.Join(err, os.RemoveAll(p.dir))
+}
+
+func (p *project) jobs(name ...string) string {
+	return filepath.Join(append([]string{p.dir, "jobs"}, name...)...)
+}
+
+func (p *project) output(name ...string) string {
+	return filepath.Join(append([]string{p.dir, "output"}, name...)...)
+}
+
+// drop puts a script into the jobs folder the way a careful person does: it
+// appears whole, under its name.
+func (p *project) drop(t *testing.T, name, script string) {
+	t.Helper()
+	tmp := p.jobs("." + name + ".tmp")
+	if err := os.WriteFile(tmp, []byte(script), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(tmp, p.jobs(name)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A result is what result.json says of a job.
+type result struct {
+	Job       string   `json:"job"`
+	Name      string   `json:"name"`
+	Status    string   `json:"status"`
+	ExitCode  *int     `json:"exit_code"`
+	Reason    string   `json:"reason"`
+	LastLines []string `json:"last_lines"`
+	Attempts  int      `json:"attempts"`
+	Artifacts []struct {
+		Name   string `json:"name"`
+		Size   int64  `json:"size"`
+		SHA256 string `json:"sha256"`
+	} `json:"artifacts"`
+
+	folder string
+	log    string
+}
+
+// results returns the outcomes in output/NAME.
+func (p *project) results(t *testing.T, name string) []result {
+	t.Helper()
+	paths, err := filepath.Glob(p.output(name, "*", "result.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []result
+	for _, path := range paths {
+		folder := filepath.Dir(path)
+		if filepath.Base(folder) == "latest" {
+			continue
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := result{folder: folder}
+		if err := json.Unmarshal(data, &r); err != nil {
+			t.Fatalf("%s: %v\n%s", path, err, data)
+		}
+		log, err := os.ReadFile(filepath.Join(folder, "build.log"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.log = string(log)
+		all = append(all, r)
+	}
+	return all
+}
+
+// outcome waits for the one outcome of the job that was dropped as NAME.sh.
+func (p *project) outcome(t *testing.T, name string) result {
+	t.Helper()
+	var all []result
+	eventually(t, jobTimeout, "an outcome of "+name, func() bool {
+		all = p.results(t, name)
+		return len(all) > 0
+	})
+	if len(all) != 1 {
+		t.Fatalf("%s has %d outcomes", name, len(all))
+	}
+	return all[0]
+}
+
+// eventually waits until done says so.
+func eventually(t *testing.T, bound time.Duration, what string, done func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), bound)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for !done() {
+		select {
+		case <-ctx.Done():
+			t.Fatalf("no %s within %s", what, bound)
+		case <-tick.C:
+		}
+	}
+}
+
+// A follower keeps the lines of a command that goes on, and starts it again
+// when it ends: `compose logs` does when its container stops.
+type follower struct {
+	mu     sync.Mutex
+	lines  []string
+	seen   map[string]bool
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+func follow(command func(context.Context) *exec.Cmd) *follower {
+	ctx, cancel := context.WithCancel(context.Background())
+	f := &follower{cancel: cancel, done: make(chan struct{}), seen: make(map[string]bool)}
+	go func() {
+		defer close(f.done)
+		for ctx.Err() == nil {
+			f.once(command(ctx))
+		}
+	}()
+	return f
+}
+
+func (f *follower) once(cmd *exec.Cmd) {
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return
+	}
+	if err := cmd.Start(); err != nil {
+		return
+	}
+	lines := bufio.NewScanner(out)
+	lines.Buffer(nil, 4<<20)
+	for lines.Scan() {
+		f.mu.Lock()
+		// Started again, it begins with what it has said before.
+		if line := lines.Text(); !f.seen[line] {
+			f.seen[line] = true
+			f.lines = append(f.lines, line)
+		}
+		f.mu.Unlock()
+	}
+	_, _ = io.Copy(io.Discard, out)
+	_ = cmd.Wait() // its end is expected; what it said counts
+}
+
+func (f *follower) stop() {
+	f.cancel()
+	<-f.done
+}
+
+// has reports whether a line holds all the parts.
+func (f *follower) has(parts ...string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+next:
+	for _, line := range f.lines {
+		for _, part := range parts {
+			if !strings.Contains(line, part) {
+				continue next
+			}
+		}
+		return true
+	}
+	return false
+}
+
+// dial opens a person's SSH connection to the VM, with the host key pinned to
+// the one that init made.
+func (p *project) dial(t *testing.T, user string, auth ...ssh.AuthMethod) (*ssh.Client, error) {
+	t.Helper()
+	if len(auth) == 0 {
+		auth = []ssh.AuthMethod{ssh.PublicKeys(p.signer)}
+	}
+	addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(p.sshPort))
+	return ssh.Dial("tcp", addr, &ssh.ClientConfig{
+		User: user, Auth: auth, HostKeyCallback: ssh.FixedHostKey(p.hostKey(t)), Timeout: 30 * time.Second,
+	})
+}
+
+// hostKey reads the VM's public host key out of the sidecar's known_hosts.
+func (p *project) hostKey(t *testing.T) ssh.PublicKey {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "docker", "cp", p.container(t, "sidecar")+":/keys/known_hosts", "-").Output()
+	if err != nil {
+		t.Fatalf("read known_hosts: %v", err)
+	}
+	i := bytes.Index(out, []byte("vm "))
+	if i < 0 {
+		t.Fatalf("known_hosts has no line for vm:\n%s", out)
+	}
+	_, _, key, _, _, err := ssh.ParseKnownHosts(out[i:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+// connect opens a person's connection and keeps trying while the VM boots.
+func (p *project) connect(t *testing.T) *ssh.Client {
+	t.Helper()
+	var client *ssh.Client
+	eventually(t, bootTimeout, "SSH connection to the VM", func() bool {
+		var err error
+		client, err = p.dial(t, "builder")
+		return err == nil
+	})
+	t.Cleanup(func() { client.Close() })
+	return client
+}
+
+// onVM runs a command as the VM's SSH user.
+func onVM(t *testing.T, c *ssh.Client, command string) (string, error) {
+	t.Helper()
+	s, err := c.NewSession()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	out, err := s.CombinedOutput(command)
+	return string(out), err
+}
+
+// container returns the id of a service's container.
+func (p *project) container(t *testing.T, service string) string {
+	t.Helper()
+	out, err := p.composeRun(t.Context(), "ps", "--all", "--quiet", service)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(out)
+}
+
+// docker runs a docker command that must work.
+func docker(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "docker", args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("docker %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// kill9 ends the sidecar the hard way and starts it again.
+func (p *project) kill9(t *testing.T) {
+	t.Helper()
+	id := p.container(t, "sidecar")
+	docker(t, "kill", "--signal", "KILL", id)
+	docker(t, "start", id)
+}
+
+// privateKeyPEM is the header that every private key in a file begins with.
+func privateKeyPEM(data []byte) bool {
+	for {
+		i := bytes.Index(data, []byte("-----BEGIN "))
+		if i < 0 {
+			return false
+		}
+		data = data[i:]
+		if block, _ := pem.Decode(data); block != nil && strings.HasSuffix(block.Type, "PRIVATE KEY") {
+			return true
+		}
+		data = data[1:]
+	}
+}
+
+// newKey makes a key that nobody knows.
+func newKey() (ssh.Signer, error) {
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		return nil, err
+	}
+	return ssh.NewSignerFromKey(key)
+}
