@@ -204,6 +204,9 @@ func (d *Dispatcher) finished(ctx context.Context, builder string, w *worker, f 
 	if f.job.State != job.Running && f.job.State != job.Sending {
 		return nil
 	}
+	if err := f.log.Finish(r.LogLength); err != nil {
+		return fmt.Errorf("finish log of job %s: %w", f.job.ID, err)
+	}
 	// Once collecting, the job is published from its log as it lies on disk, and
 	// a restart cuts the log to the checkpoint: so the checkpoint goes first.
 	if err := d.save(ctx, builder, w); err != nil {

@@ -45,6 +45,9 @@ type Log interface {
 	Begin(attempt int) error
 	// Append adds what the log doesn't have yet.
 	Append(attempt int, l pipe.Log) error
+	// Finish hands out an unfinished last line. length is that of the
+	// attempt's whole output; the log says what of it is missing.
+	Finish(length int64) error
 	// Sync returns how far the log is on disk.
 	Sync() (job.Mark, error)
 	Close() error
