@@ -76,10 +76,12 @@ func New(cfg Config, jobs []job.Job) *Dispatcher {
 	for _, j := range jobs {
 		d.flights[j.ID] = &flight{job: j}
 	}
-	for _, b := range cfg.Builders {
-		d.workers[b.Name()] = &worker{builder: b, why: "no link to it yet"}
-	}
 	return d
+}
+
+// Add makes a builder known. It must not be called once Run was.
+func (d *Dispatcher) Add(b Builder) {
+	d.workers[b.Name()] = &worker{builder: b, why: "no link to " + b.Name() + " yet"}
 }
 
 // errStopped answers whoever calls after Run has returned.

@@ -58,8 +58,7 @@ type Config struct {
 	Owner    string // this sidecar's lasting id
 	TakeOver bool   // take over a VM that another sidecar owns
 
-	Store    Store
-	Builders []Builder
+	Store Store
 	// Body makes the Bash body of a job's request.
 	Body func(job.Job) ([]byte, error)
 	// OpenLog opens a job's build.log, cut to mark.
