@@ -10,7 +10,8 @@ cd "$(dirname "$0")/.."
 need_go() {
   local version
   have go || PATH=$PATH:/usr/local/go/bin
-  version=$(GOTOOLCHAIN=local go env GOVERSION 2>/dev/null) && at_least "${version#go}" 1.21 ||
+  version=$(GOTOOLCHAIN=local go env GOVERSION 2>/dev/null) || version=0
+  at_least "${version#go}" 1.21 ||
     die "Go 1.21 or later is not installed." "Install it: https://go.dev/doc/install"
 }
 
@@ -39,17 +40,19 @@ shell_files() {
 # fuzz_seeds: a fuzz test that has lost its seeds still passes, and tests next to nothing. Each needs an f.Add of its own
 # or a file in its folder of testdata/fuzz.
 fuzz_seeds() {
-  local file name bare=0
+  local file name bare=0 program
+  # shellcheck disable=SC2016 # awk's own variables
+  program='
+    FNR == 1 { name = "" }
+    /^func Fuzz[A-Za-z0-9_]*\(/ { name = $2; sub(/\(.*/, "", name); seeds = 0 }
+    name != "" && /\.Add\(/ { seeds = 1 }
+    name != "" && /^}/ { if (!seeds) print FILENAME ":" name; name = "" }'
   while IFS=: read -r file name; do
     if [ -z "$(ls "$(dirname "$file")/testdata/fuzz/$name" 2>/dev/null)" ]; then
       printf '%s: %s has no seeds. Add some with f.Add, or as files in testdata/fuzz/%s.\n' "$file" "$name" "$name"
       bare=1
     fi
-  done < <(git ls-files -z --cached --others --exclude-standard '*_test.go' | xargs -0 awk '
-    FNR == 1 { name = "" }
-    /^func Fuzz[A-Za-z0-9_]*\(/ { name = $2; sub(/\(.*/, "", name); seeds = 0 }
-    name != "" && /\.Add\(/ { seeds = 1 }
-    name != "" && /^}/ { if (!seeds) print FILENAME ":" name; name = "" }')
+  done < <(git ls-files -z --cached --others --exclude-standard '*_test.go' | xargs -0 awk "$program" /dev/null)
   return $bare
 }
 
@@ -69,14 +72,14 @@ lint() {
 
 need_go
 case ${1:-} in
-lint)
-  have shellcheck || need_packages "The lint of shell scripts" shellcheck
-  lint
-  ;;
-unit)
-  have gcc || have cc || need_packages "The race detector" gcc libc6-dev
-  go test -race ./...
-  ;;
-e2e-build) go test -race -tags e2e -run '^$' ./e2e/... ;;
-*) die "checks.sh does not know «${1:-}»." "It knows lint, unit and e2e-build." ;;
+  lint)
+    have shellcheck || need_packages "The lint of shell scripts" shellcheck
+    lint
+    ;;
+  unit)
+    have gcc || have cc || need_packages "The race detector" gcc libc6-dev
+    go test -race ./...
+    ;;
+  e2e-build) go test -race -tags e2e -run '^$' ./e2e/... ;;
+  *) die "checks.sh does not know «${1:-}»." "It knows lint, unit and e2e-build." ;;
 esac

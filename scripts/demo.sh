@@ -21,6 +21,7 @@ choose_vm_container() {
   local image
   FILES=
   image=$(sed -n 's/^ *image: \(qemux\/.*\)/\1/p' compose.yaml)
+  VM_IMAGE=$image
   if [ -e /dev/net/tun ] || [ "$(uname -s)" != Linux ]; then
     # Once it runs in our own container it stays there, so that a second demo goes on with what the first one made.
     if ! grep -q "$QEMU_OVERRIDE" "$DEMO_ENV" 2>/dev/null && { image_here "$image" || pull "$image"; }; then return 0; fi
@@ -29,10 +30,11 @@ choose_vm_container() {
     note "the VM runs in our own QEMU container: /dev/net/tun is absent, which $image needs"
   fi
   FILES=compose.yaml:$QEMU_OVERRIDE
+  VM_IMAGE=osbuilder/qemu
   [ ! -f compose.override.yaml ] || FILES=$FILES:compose.override.yaml
   case $(setting COMPOSE_FILE) in
-  "" | *"$QEMU_OVERRIDE"*) ;;
-  *) die "your COMPOSE_FILE leaves out $QEMU_OVERRIDE, which is needed on this machine." "Add it: COMPOSE_FILE=$(setting COMPOSE_FILE):$QEMU_OVERRIDE" ;;
+    "" | *"$QEMU_OVERRIDE"*) ;;
+    *) die "your COMPOSE_FILE leaves out $QEMU_OVERRIDE, which is needed on this machine." "Add it: COMPOSE_FILE=$(setting COMPOSE_FILE):$QEMU_OVERRIDE" ;;
   esac
 }
 
@@ -179,7 +181,6 @@ fi
 step build "Building the sidecar, the VM's boot image and its container (minutes the first time, seconds later)" compose --progress plain build
 STARTED=$(date -u +%Y-%m-%dT%H:%M:%SZ)
 step up "Starting them" compose up -d
-VM_IMAGE=$(compose config --images vm | head -n 1)
 compose logs -f --no-log-prefix --no-color --since "$STARTED" sidecar </dev/null &
 FOLLOW=$!
 drop_job

@@ -38,7 +38,7 @@ need_engine() {
   local said
   if ! said=$(docker version --format '{{.Server.Version}}' 2>&1); then
     case $said in
-    *"permission denied"*) die "this user may not use Docker." "Add yourself to its group and log in again: sudo usermod -aG docker $(id -un)" ;;
+      *"permission denied"*) die "this user may not use Docker." "Add yourself to its group and log in again: sudo usermod -aG docker $(id -un)" ;;
     esac
     start_engine "$said"
   fi

@@ -74,9 +74,9 @@ ENV
 # own_world: no setting of an installation in this folder may leak into the test's.
 own_world() {
   local name
-  for name in $(sed -n 's/^#\{0,1\} *\([A-Z_]*\)=.*/\1/p' .env.example); do
+  while read -r name; do
     case $name in BASE_*) ;; *) unset "$name" ;; esac
-  done
+  done < <(sed -n 's/^#\{0,1\} *\([A-Z_]*\)=.*/\1/p' .env.example)
 }
 
 end_to_end() {
