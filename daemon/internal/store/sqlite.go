@@ -1,0 +1,323 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"time"
+
+	"osbuilder/daemon/internal/job"
+)
+
+// SQLite is a store in one file. It is safe for concurrent use. A second
+// process that opens the same file is refused.
+type SQLite struct {
+	db *sql.DB
+}
+
+// What a digest covers begins with the kind of its row.
+const (
+	kindJob        = "job"
+	kindCheckpoint = "checkpoint"
+	kindOwner      = "owner"
+)
+
+// Close ends the use of the file.
+func (s *SQLite) Close() error {
+	if err := s.db.Close(); err != nil {
+		return fmt.Errorf("close store: %w", err)
+	}
+	return nil
+}
+
+// Create records a new job and returns it with its revision. A job that has a
+// drop key is recorded only if that drop never was.
+func (s *SQLite) Create(ctx context.Context, j job.Job) (job.Job, error) {
+	j.Revision = 1
+	record, err := encodeJob(j)
+	if err != nil {
+		return job.Job{}, fmt.Errorf("record job: %w", err)
+	}
+	err = s.write(ctx, func(tx *sql.Tx) error {
+		if j.DropKey != "" {
+			if added, err := changed(tx.ExecContext(ctx,
+				`INSERT INTO drops (key, job) VALUES (?, ?) ON CONFLICT DO NOTHING`, j.DropKey, string(j.ID))); err != nil {
+				return err
+			} else if !added {
+				return fmt.Errorf("its drop: %w", ErrExists)
+			}
+		}
+		added, err := changed(tx.ExecContext(ctx,
+			`INSERT INTO jobs (id, revision, settled, record, digest) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
+			string(j.ID), j.Revision, j.Settled(), record, seal(kindJob, string(j.ID), j.Revision, record)))
+		if err == nil && !added {
+			err = ErrExists
+		}
+		return err
+	})
+	if err != nil {
+		return job.Job{}, fmt.Errorf("record job %s: %w", j.ID, err)
+	}
+	return j, nil
+}
+
+// Get returns a job. A damaged record is set aside; it is not found then.
+func (s *SQLite) Get(ctx context.Context, id job.ID) (job.Job, error) {
+	jobs, damaged, err := s.query(ctx, `SELECT id, revision, record, digest FROM jobs WHERE id = ?`, string(id))
+	switch {
+	case err != nil:
+		return job.Job{}, fmt.Errorf("read job %s: %w", id, err)
+	case len(damaged) > 0:
+		return job.Job{}, fmt.Errorf("read job %s: %w: %w", id, ErrNotFound, damaged[0].Err)
+	case len(jobs) == 0:
+		return job.Job{}, fmt.Errorf("read job %s: %w", id, ErrNotFound)
+	}
+	return jobs[0], nil
+}
+
+// Update replaces the record whose revision j has, and returns j with its new
+// revision. ErrConflict: the record has another revision by now.
+func (s *SQLite) Update(ctx context.Context, j job.Job) (job.Job, error) {
+	record, err := encodeJob(j)
+	if err != nil {
+		return job.Job{}, fmt.Errorf("update job: %w", err)
+	}
+	old := j.Revision
+	j.Revision++
+	err = s.write(ctx, func(tx *sql.Tx) error {
+		replaced, err := changed(tx.ExecContext(ctx,
+			`UPDATE jobs SET revision = ?, settled = ?, record = ?, digest = ? WHERE id = ? AND revision = ?`,
+			j.Revision, j.Settled(), record, seal(kindJob, string(j.ID), j.Revision, record), string(j.ID), old))
+		if err != nil || replaced {
+			return err
+		}
+		var there bool
+		if err := tx.QueryRowContext(ctx,
+			`SELECT EXISTS (SELECT 1 FROM jobs WHERE id = ?)`, string(j.ID)).Scan(&there); err != nil {
+			return err
+		}
+		if there {
+			return ErrConflict
+		}
+		return ErrNotFound
+	})
+	if err != nil {
+		return job.Job{}, fmt.Errorf("update job %s: %w", j.ID, err)
+	}
+	return j, nil
+}
+
+// Unsettled returns all jobs for which something is left to do, oldest ID
+// first, and those whose record is damaged.
+func (s *SQLite) Unsettled(ctx context.Context) ([]job.Job, []Damaged, error) {
+	jobs, damaged, err := s.query(ctx,
+		`SELECT id, revision, record, digest FROM jobs WHERE settled = 0 ORDER BY id`)
+	if err != nil {
+		return nil, nil, fmt.Errorf("list unsettled jobs: %w", err)
+	}
+	return jobs, damaged, nil
+}
+
+// List returns at most limit jobs whose ID comes after the given one, oldest
+// first; damaged ones count. The last page is the first one with neither.
+func (s *SQLite) List(ctx context.Context, after job.ID, limit int) ([]job.Job, []Damaged, error) {
+	jobs, damaged, err := s.query(ctx,
+		`SELECT id, revision, record, digest FROM jobs WHERE id > ? ORDER BY id LIMIT ?`, string(after), limit)
+	if err != nil {
+		return nil, nil, fmt.Errorf("list jobs: %w", err)
+	}
+	return jobs, damaged, nil
+}
+
+// FindDrop returns the job that was made from a drop, even if the job's
+// record was set aside since.
+func (s *SQLite) FindDrop(ctx context.Context, key string) (job.ID, error) {
+	var id string
+	err := s.db.QueryRowContext(ctx, `SELECT job FROM drops WHERE key = ?`, key).Scan(&id)
+	if errors.Is(err, sql.ErrNoRows) {
+		err = ErrNotFound
+	}
+	if err != nil {
+		return "", fmt.Errorf("find drop: %w", err)
+	}
+	return job.ID(id), nil
+}
+
+var ownerPattern = regexp.MustCompile(`^[0-9a-f]{32}$`)
+
+// Owner returns the lasting id of this installation. The first call makes it.
+func (s *SQLite) Owner(ctx context.Context) (string, error) {
+	var random [16]byte
+	_, _ = rand.Read(random[:]) // never fails, says its documentation
+	fresh := []byte(hex.EncodeToString(random[:]))
+	var owner, digest []byte
+	err := s.write(ctx, func(tx *sql.Tx) error {
+		if _, err := tx.ExecContext(ctx, `INSERT INTO meta (key, record, digest) VALUES (?, ?, ?) ON CONFLICT DO NOTHING`,
+			kindOwner, fresh, seal(kindOwner, "", 0, fresh)); err != nil {
+			return err
+		}
+		return tx.QueryRowContext(ctx, `SELECT record, digest FROM meta WHERE key = ?`, kindOwner).Scan(&owner, &digest)
+	})
+	if err == nil {
+		err = sealed(kindOwner, "", 0, owner, digest)
+	}
+	if err == nil && !ownerPattern.Match(owner) {
+		err = fmt.Errorf("%w: %q", errDamaged, owner)
+	}
+	if err != nil {
+		return "", fmt.Errorf("read this installation's id: %w", err)
+	}
+	return string(owner), nil
+}
+
+// Checkpoint returns how far a builder's events have taken effect, and the
+// zero value if nothing is stored. A damaged one is set aside and is an error
+// once; the next call gives the zero value.
+func (s *SQLite) Checkpoint(ctx context.Context, builder string) (job.Checkpoint, error) {
+	var c job.Checkpoint
+	var record, digest []byte
+	err := s.db.QueryRowContext(ctx,
+		`SELECT record, digest FROM checkpoints WHERE builder = ?`, builder).Scan(&record, &digest)
+	if errors.Is(err, sql.ErrNoRows) {
+		return c, nil
+	}
+	if err != nil {
+		return c, fmt.Errorf("read checkpoint of builder %s: %w", builder, err)
+	}
+	err = sealed(kindCheckpoint, builder, 0, record, digest)
+	if err == nil {
+		err = json.Unmarshal(record, &c)
+	}
+	if err == nil {
+		return c, nil
+	}
+	aside := s.write(ctx, func(tx *sql.Tx) error {
+		if err := setAside(ctx, tx, kindCheckpoint, builder, err, record, digest); err != nil {
+			return err
+		}
+		_, err := tx.ExecContext(ctx, `DELETE FROM checkpoints WHERE builder = ?`, builder)
+		return err
+	})
+	return job.Checkpoint{}, fmt.Errorf("read checkpoint of builder %s: %w", builder, errors.Join(err, aside))
+}
+
+// SaveCheckpoint stores how far a builder's events have taken effect. When it
+// returns, that is on disk.
+func (s *SQLite) SaveCheckpoint(ctx context.Context, builder string, c job.Checkpoint) error {
+	record, err := json.Marshal(c)
+	if err == nil {
+		_, err = s.db.ExecContext(ctx,
+			`INSERT INTO checkpoints (builder, record, digest) VALUES (?, ?, ?)
+			 ON CONFLICT (builder) DO UPDATE SET record = excluded.record, digest = excluded.digest`,
+			builder, record, seal(kindCheckpoint, builder, 0, record))
+	}
+	if err != nil {
+		return fmt.Errorf("store checkpoint of builder %s: %w", builder, err)
+	}
+	return nil
+}
+
+// row is a job as it lies in the file.
+type row struct {
+	id             string
+	revision       int64
+	record, digest []byte
+}
+
+func (r row) decode() (job.Job, error) {
+	if err := sealed(kindJob, r.id, r.revision, r.record, r.digest); err != nil {
+		return job.Job{}, err
+	}
+	j, err := decodeJob(r.record)
+	if err != nil {
+		return job.Job{}, err
+	}
+	if string(j.ID) != r.id {
+		return job.Job{}, fmt.Errorf("%w: it is the record of job %s", errDamaged, j.ID)
+	}
+	j.Revision = r.revision
+	return j, nil
+}
+
+// query returns the jobs that a query of the four columns of a row finds. The
+// damaged ones among them it sets aside.
+func (s *SQLite) query(ctx context.Context, query string, args ...any) (jobs []job.Job, damaged []Damaged, err error) {
+	rows, err := s.db.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer rows.Close()
+	var bad []row
+	for rows.Next() {
+		var r row
+		if err := rows.Scan(&r.id, &r.revision, &r.record, &r.digest); err != nil {
+			return nil, nil, err
+		}
+		j, err := r.decode()
+		if err != nil {
+			bad = append(bad, r)
+			damaged = append(damaged, Damaged{ID: job.ID(r.id), Err: err})
+			continue
+		}
+		jobs = append(jobs, j)
+	}
+	if err := rows.Close(); err != nil { // the only connection is needed again below
+		return nil, nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, nil, err
+	}
+	if len(bad) == 0 {
+		return jobs, nil, nil
+	}
+	err = s.write(ctx, func(tx *sql.Tx) error {
+		for i, r := range bad {
+			if err := setAside(ctx, tx, kindJob, r.id, damaged[i].Err, r.record, r.digest); err != nil {
+				return err
+			}
+			// Not what another goroutine has just written over it.
+			if _, err := tx.ExecContext(ctx,
+				`DELETE FROM jobs WHERE id = ? AND digest = ?`, r.id, r.digest); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("set damaged records aside: %w", err)
+	}
+	return jobs, damaged, nil
+}
+
+func setAside(ctx context.Context, tx *sql.Tx, kind, key string, why error, record, digest []byte) error {
+	_, err := tx.ExecContext(ctx,
+		`INSERT INTO damaged (found, kind, key, why, record, digest) VALUES (?, ?, ?, ?, ?, ?)`,
+		time.Now().UTC().Format(time.RFC3339), kind, key, why.Error(), record, digest)
+	return err
+}
+
+// write runs f in a transaction that is kept if f returns nil.
+func (s *SQLite) write(ctx context.Context, f func(*sql.Tx) error) error {
+	tx, err := s.db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	if err := f(tx); err != nil {
+		return errors.Join(err, tx.Rollback())
+	}
+	return tx.Commit()
+}
+
+// changed reports whether a statement changed a row.
+func changed(result sql.Result, err error) (bool, error) {
+	if err != nil {
+		return false, err
+	}
+	n, err := result.RowsAffected()
+	return n > 0, err
+}
