@@ -1,0 +1,70 @@
+// Package logging writes the daemon's log and the builds' lines to standard
+// output: for people or as JSON, without ever making the daemon wait for it.
+package logging
+
+import (
+	"fmt"
+	"io"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// The forms of the log.
+const (
+	Console = "console"
+	JSON    = "json"
+)
+
+// New returns a logger and the output that it writes to. Nothing reaches w
+// until the output's Run is called.
+func New(format, level string, w io.Writer) (*zap.Logger, *Output, error) {
+	least, err := zapcore.ParseLevel(level)
+	if err != nil {
+		return nil, nil, fmt.Errorf("log level %q: want debug, info, warn or error", level)
+	}
+	out := newOutput(w)
+	var core zapcore.Core
+	switch format {
+	case Console:
+		core = &consoleCore{LevelEnabler: least, out: out}
+	case JSON:
+		core = zapcore.NewCore(jsonEncoder(), jsonOutput{out}, least)
+	default:
+		return nil, nil, fmt.Errorf("log format %q: want %s or %s", format, Console, JSON)
+	}
+	out.notice = func(dropped int) []byte {
+		line, err := render(core, dropped)
+		if err != nil {
+			return fmt.Appendf(nil, "%s dropped=%d\n", droppedMessage, dropped)
+		}
+		return line
+	}
+	return zap.New(core, zap.ErrorOutput(out)), out, nil
+}
+
+// jsonEncoder names the keys; others may rely on them.
+func jsonEncoder() zapcore.Encoder {
+	return zapcore.NewJSONEncoder(zapcore.EncoderConfig{
+		TimeKey:        "time",
+		LevelKey:       "level",
+		NameKey:        "logger",
+		MessageKey:     "message",
+		LineEnding:     "\n",
+		EncodeLevel:    zapcore.LowercaseLevelEncoder,
+		EncodeTime:     zapcore.RFC3339NanoTimeEncoder,
+		EncodeDuration: zapcore.StringDurationEncoder,
+	})
+}
+
+const (
+	lineMessage    = "build output"
+	droppedMessage = "log output stalled, lines were dropped"
+)
+
+// Line logs one line of a job's output. On the console it is the job's name
+// and the line; in JSON they are the keys "job" and "line". Longer lines than
+// maxLine are cut: build.log has them whole.
+func Line(log *zap.Logger, name, text string) {
+	log.Info(lineMessage, zap.String("job", name), zap.String("line", shorten(Clean(text))))
+}
