@@ -229,7 +229,7 @@ func (d *Dispatcher) interrupted(ctx context.Context, f *flight, reason string) 
 	}
 	log := d.cfg.Log.With(zap.String("job", f.job.Name), zap.String("id", string(f.job.ID)),
 		zap.Int("attempt", f.job.Attempt), zap.String("reason", reason))
-	if f.job.Attempt >= job.MaxAttempts {
+	if f.job.Interruptions()+1 >= job.MaxAttempts {
 		log.Warn("job interrupted, no attempt left", zap.Int("attempts", job.MaxAttempts))
 		return d.update(ctx, f, job.Finished, reason, func(j *job.Job) {
 			j.Result = &pipe.Finished{Status: pipe.StatusInterrupted, Reason: reason}

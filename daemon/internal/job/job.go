@@ -78,6 +78,18 @@ type Step struct {
 // Settled reports that nothing is left to do for the job, here or in a VM.
 func (j Job) Settled() bool { return j.State.Terminal() && (j.Acknowledged || j.Attempt == 0) }
 
+// Interruptions counts the attempts that a VM's death ended. An attempt that
+// was only refused is none.
+func (j Job) Interruptions() int {
+	n := 0
+	for _, s := range j.History {
+		if s.Event == Interrupted {
+			n++
+		}
+	}
+	return n
+}
+
 // Apply returns the job after event, with its story told. It doesn't change
 // j; a job in its terminal state comes back as it was.
 func (j Job) Apply(event Event, now time.Time, reason string) (Job, error) {

@@ -1,0 +1,599 @@
+package dispatch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+	"go.uber.org/zap/zaptest"
+
+	"osbuilder/daemon/internal/buildlog"
+	"osbuilder/daemon/internal/job"
+	"osbuilder/daemon/internal/store"
+	"osbuilder/pipe"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const bound = 30 * time.Second
+
+// A machine is a VM as the protocol shows it: it reads requests, keeps a
+// spool, and appends events. Its faults are switched on by tests. An event's
+// offset is its place in the list.
+type machine struct {
+	mu         sync.Mutex
+	changed    chan struct{} // closed and replaced when events grow
+	generation pipe.Generation
+	owner      string
+	slots      int
+	events     []pipe.Event
+	spool      map[string]string // key of a job's request → digest of its body
+	forgotten  map[string]bool   // acknowledged
+	runs       map[string]int    // key → executions
+	running    int
+	mostAtOnce int
+
+	mute    int            // so many requests are carried out but not answered
+	refuse  []pipe.Refused // answers for the next requests about jobs
+	hold    bool           // jobs don't end
+	outcome func() pipe.Finished
+}
+
+func newMachine() *machine {
+	m := &machine{
+		changed: make(chan struct{}), generation: "1-00000000", slots: 2,
+		spool: map[string]string{}, forgotten: map[string]bool{}, runs: map[string]int{},
+		outcome: func() pipe.Finished { return pipe.Finished{Status: pipe.StatusSucceeded, LogLength: 10} },
+	}
+	m.hello()
+	return m
+}
+
+func (m *machine) Name() string { return "vm" }
+
+func (m *machine) Copy(context.Context, string, int64, io.Writer) (int64, error) {
+	return 0, errors.New("these tests publish without a download")
+}
+
+func (m *machine) say(e pipe.Event) {
+	e.Seq = uint64(len(m.events) + 1)
+	m.events = append(m.events, e)
+	close(m.changed)
+	m.changed = make(chan struct{})
+}
+
+func (m *machine) hello() {
+	h := &pipe.Hello{Generation: m.generation, Protocol: pipe.Version, Slots: m.slots, Owner: m.owner}
+	for key := range m.spool {
+		_, id, attempt := splitKey(key)
+		if !m.forgotten[key] {
+			h.Jobs = append(h.Jobs, pipe.JobRef{Job: string(id), Attempt: attempt})
+		}
+	}
+	m.say(pipe.Event{Type: pipe.TypeHello, Hello: h})
+}
+
+func (m *machine) Send(_ context.Context, data []byte) error {
+	r, err := pipe.Parse(data)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	h, key := r.Header, r.Header.Key()
+	answer := func(e pipe.Event) {
+		if m.mute > 0 {
+			m.mute--
+			return
+		}
+		m.say(e)
+	}
+	accepted := pipe.Event{Type: pipe.TypeAccepted, Accepted: &pipe.Accepted{Request: key}}
+	switch {
+	case h.Kind == pipe.KindTakeOver:
+		m.owner = h.Owner
+		answer(accepted)
+	case m.owner != "" && m.owner != h.Owner:
+		answer(pipe.Event{Type: pipe.TypeRefused, Refused: &pipe.Refused{Request: key, Reason: pipe.ReasonOwner, OwnedBy: m.owner, Retryable: true}})
+	case h.Kind == pipe.KindAcknowledge:
+		m.forgotten[strings.Replace(key, "acknowledge/", "job/", 1)] = true
+		answer(accepted)
+	case len(m.refuse) > 0:
+		refusal := m.refuse[0]
+		m.refuse = m.refuse[1:]
+		refusal.Request = key
+		answer(pipe.Event{Type: pipe.TypeRefused, Refused: &refusal})
+	case m.spool[key] == h.SHA256:
+		answer(accepted)
+	case m.spool[key] != "":
+		answer(pipe.Event{Type: pipe.TypeRefused, Refused: &pipe.Refused{Request: key, Reason: pipe.ReasonConflict}})
+	default:
+		m.owner = h.Owner
+		m.spool[key] = h.SHA256
+		answer(accepted)
+		m.start(h.Job, h.Attempt)
+	}
+	return nil
+}
+
+func (m *machine) start(id string, attempt int) {
+	m.runs[fmt.Sprintf("job/%s/%d", id, attempt)]++
+	m.running++
+	m.mostAtOnce = max(m.mostAtOnce, m.running)
+	m.say(pipe.Event{Type: pipe.TypeStarted, Job: id, Attempt: attempt, Started: &pipe.Started{Slot: 1}})
+	m.say(pipe.Event{Type: pipe.TypeLog, Job: id, Attempt: attempt, Log: &pipe.Log{Data: []byte("first\n")}})
+	m.say(pipe.Event{Type: pipe.TypeLog, Job: id, Attempt: attempt, Log: &pipe.Log{Offset: 6, Data: []byte("end\n")}})
+	if !m.hold {
+		m.end(id, attempt)
+	}
+}
+
+func (m *machine) end(id string, attempt int) {
+	m.running--
+	f := m.outcome()
+	m.say(pipe.Event{Type: pipe.TypeFinished, Job: id, Attempt: attempt, Finished: &f})
+}
+
+// after returns the events from an offset on, waiting until there are some.
+func (m *machine) after(ctx context.Context, offset int64) []pipe.Entry {
+	for {
+		m.mu.Lock()
+		events, changed := m.events[offset:], m.changed
+		m.mu.Unlock()
+		if len(events) > 0 {
+			entries := make([]pipe.Entry, len(events))
+			for i, e := range events {
+				entries[i] = pipe.Entry{Event: e, Next: pipe.Position{Generation: m.generation, Offset: offset + int64(i) + 1}}
+			}
+			return entries
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// A bench is a dispatcher with all that it needs, and can be started again
+// over the same records.
+type bench struct {
+	t         *testing.T
+	state     string
+	store     *store.SQLite
+	vm        *machine
+	cfg       Config
+	mu        sync.Mutex
+	published map[job.ID]int
+	logs      map[job.ID]string // build.log as it was published
+	failing   []error           // what the next publishes return
+}
+
+func newBench(t *testing.T) *bench {
+	b := &bench{t: t, state: t.TempDir(), vm: newMachine(), published: map[job.ID]int{}, logs: map[job.ID]string{}}
+	s, err := store.Open(t.Context(), filepath.Join(b.state, "test.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	b.store = s
+	b.cfg = Config{
+		Owner: "me", Store: s, Log: zaptest.NewLogger(t), Now: time.Now,
+		AnswerTimeout: 100 * time.Millisecond, SyncEvery: 5 * time.Millisecond, RetryAfter: 2 * time.Millisecond,
+		Body: func(j job.Job) ([]byte, error) { return []byte("echo " + j.Name), nil },
+		OpenLog: func(j job.Job, m job.Mark) (Log, error) {
+			return buildlog.Open(b.state, j.ID, m, nil)
+		},
+		Publish: b.publish,
+	}
+	return b
+}
+
+func (b *bench) publish(_ context.Context, j job.Job, _ Builder) (string, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.failing) > 0 {
+		err := b.failing[0]
+		b.failing = b.failing[1:]
+		return "", err
+	}
+	log, err := os.ReadFile(buildlog.Path(b.state, j.ID))
+	if err != nil {
+		return "", err
+	}
+	b.published[j.ID]++
+	b.logs[j.ID] = string(log)
+	return j.Name + "/" + string(j.ID), nil
+}
+
+func (b *bench) add(name string) job.ID {
+	b.t.Helper()
+	id := job.NewID(time.Now(), rand.Uint64())
+	_, err := b.store.Create(b.t.Context(), job.Job{
+		ID: id, Name: name, Drop: name + ".sh", DropKey: string(id), Recipe: job.RecipeScript, Entry: name + ".sh",
+		State: job.Queued, Created: time.Now(), Updated: time.Now(),
+		History: []job.Step{{Time: time.Now(), Event: job.Created, State: job.Queued}},
+	})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return id
+}
+
+// run starts a dispatcher and its link; the returned function stops them.
+func (b *bench) run() (d *Dispatcher, stop func()) {
+	b.t.Helper()
+	jobs, damaged, err := b.store.Unsettled(b.t.Context())
+	if err != nil || len(damaged) > 0 {
+		b.t.Fatal(err, damaged)
+	}
+	d = New(b.cfg, jobs)
+	d.Add(b.vm)
+	ctx, cancel := context.WithCancel(b.t.Context())
+	var group sync.WaitGroup
+	group.Go(func() {
+		if err := d.Run(ctx, nil); err != nil {
+			b.t.Errorf("Run: %v", err)
+		}
+	})
+	group.Go(func() {
+		if err := b.link(ctx, d); err != nil && ctx.Err() == nil {
+			b.t.Errorf("link: %v", err)
+		}
+	})
+	return d, func() {
+		cancel()
+		group.Wait()
+	}
+}
+
+func (b *bench) link(ctx context.Context, d *Dispatcher) error {
+	if err := d.Up(ctx, "vm"); err != nil {
+		return err
+	}
+	p, err := d.Position(ctx, "vm")
+	if err != nil {
+		return err
+	}
+	for ctx.Err() == nil {
+		entries := b.vm.after(ctx, p.Offset)
+		if len(entries) == 0 {
+			break
+		}
+		if err := d.Entries(ctx, "vm", entries); err != nil {
+			return err
+		}
+		p = entries[len(entries)-1].Next
+	}
+	return ctx.Err()
+}
+
+// until waits for a record to be as wanted.
+func (b *bench) until(id job.ID, what string, ok func(job.Job) bool) job.Job {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.t.Context(), bound)
+	defer cancel()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		j, err := b.store.Get(ctx, id)
+		if err != nil {
+			b.t.Fatalf("waiting for %s: %v", what, err)
+		}
+		if ok(j) {
+			return j
+		}
+		select {
+		case <-ctx.Done():
+			b.t.Fatalf("not %s: %+v", what, j)
+		case <-tick.C:
+		}
+	}
+}
+
+func (b *bench) settled(id job.ID) job.Job {
+	b.t.Helper()
+	return b.until(id, "settled", job.Job.Settled)
+}
+
+func story(j job.Job) []job.Event {
+	events := make([]job.Event, len(j.History))
+	for i, s := range j.History {
+		events[i] = s.Event
+	}
+	return events
+}
+
+func TestOneJob(t *testing.T) {
+	b := newBench(t)
+	id := b.add("hello")
+	_, stop := b.run()
+	defer stop()
+	j := b.settled(id)
+	want := []job.Event{job.Created, job.Claimed, job.Accepted, job.Finished, job.PublishedDone}
+	if diff := cmp.Diff(want, story(j)); diff != "" {
+		t.Errorf("story (-want +got):\n%s", diff)
+	}
+	if j.State != job.Done || j.Attempt != 1 || j.Output != "hello/"+string(id) || j.Why != "" {
+		t.Errorf("%s, attempt %d, output %q, why %q", j.State, j.Attempt, j.Output, j.Why)
+	}
+	if got := b.logs[id]; got != "first\nend\n" {
+		t.Errorf("build.log: %q", got)
+	}
+	if !b.vm.forgotten["job/"+string(id)+"/1"] {
+		t.Error("the VM was not told that it may forget the job")
+	}
+}
+
+func TestTaken(t *testing.T) {
+	b := newBench(t)
+	d := New(b.cfg, nil)
+	d.Add(b.vm)
+	ctx, cancel := context.WithCancel(t.Context())
+	taken := make(chan job.ID)
+	var group sync.WaitGroup
+	group.Go(func() {
+		if err := d.Run(ctx, taken); err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	group.Go(func() { _ = b.link(ctx, d) })
+	defer group.Wait()
+	defer cancel()
+	id := b.add("late")
+	taken <- id
+	taken <- id // a second notice of the same job changes nothing
+	b.settled(id)
+	if err := d.Probe(ctx); err != nil {
+		t.Errorf("Probe: %v", err)
+	}
+}
+
+func TestUnansweredIsWrittenAgain(t *testing.T) {
+	b := newBench(t)
+	b.vm.mute = 2
+	id := b.add("hello")
+	_, stop := b.run()
+	defer stop()
+	b.settled(id)
+	if n := b.vm.runs["job/"+string(id)+"/1"]; n != 1 {
+		t.Errorf("ran %d times", n)
+	}
+}
+
+func TestRefused(t *testing.T) {
+	for name, tt := range map[string]struct {
+		refusals []pipe.Refused
+		want     []job.Event
+		state    job.State
+		attempts int
+	}{
+		"for now": {
+			[]pipe.Refused{{Reason: pipe.ReasonDisk, Retryable: true, Message: "no room"}},
+			[]job.Event{job.Created, job.Claimed, job.Deferred, job.Claimed, job.Accepted, job.Finished, job.PublishedDone},
+			job.Done, 2,
+		},
+		"for good": {
+			[]pipe.Refused{{Reason: pipe.ReasonMalformed, Message: "no"}},
+			[]job.Event{job.Created, job.Claimed, job.Finished, job.PublishedFailed},
+			job.Failed, 1,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			b.vm.refuse = tt.refusals
+			id := b.add("hello")
+			_, stop := b.run()
+			defer stop()
+			j := b.settled(id)
+			if diff := cmp.Diff(tt.want, story(j)); diff != "" {
+				t.Errorf("story (-want +got):\n%s", diff)
+			}
+			if j.State != tt.state || j.Attempt != tt.attempts {
+				t.Errorf("%s after %d attempts, want %s after %d", j.State, j.Attempt, tt.state, tt.attempts)
+			}
+			if b.published[id] != 1 {
+				t.Errorf("published %d times", b.published[id])
+			}
+		})
+	}
+}
+
+func TestOwner(t *testing.T) {
+	b := newBench(t)
+	b.vm.owner = "somebody"
+	b.vm.events = nil
+	b.vm.hello()
+	id := b.add("hello")
+	_, stop := b.run()
+	j := b.until(id, "waiting for the owner", func(j job.Job) bool { return strings.Contains(j.Why, "owned by somebody") })
+	if !strings.Contains(j.Why, "TAKE_OVER") {
+		t.Errorf("the reason doesn't say what to do: %q", j.Why)
+	}
+	stop()
+	if len(b.vm.spool) > 0 {
+		t.Error("a job was sent to another's VM")
+	}
+
+	b.cfg.TakeOver = true
+	_, stop = b.run()
+	defer stop()
+	b.settled(id)
+	if b.vm.owner != "me" {
+		t.Errorf("the owner is %q", b.vm.owner)
+	}
+}
+
+func TestInterrupted(t *testing.T) {
+	for deaths, want := range map[int]job.State{1: job.Done, 2: job.Done, 3: job.Failed} {
+		t.Run(fmt.Sprint(deaths), func(t *testing.T) {
+			b := newBench(t)
+			left := deaths
+			b.vm.outcome = func() pipe.Finished {
+				if left--; left >= 0 {
+					return pipe.Finished{Status: pipe.StatusInterrupted, Reason: "the VM was reset", LogLength: 10}
+				}
+				return pipe.Finished{Status: pipe.StatusSucceeded, LogLength: 10}
+			}
+			id := b.add("hello")
+			_, stop := b.run()
+			defer stop()
+			j := b.settled(id)
+			if j.State != want {
+				t.Errorf("%s, want %s", j.State, want)
+			}
+			log := "first\nend\n"
+			for attempt := 2; attempt <= min(deaths+1, job.MaxAttempts); attempt++ {
+				log += fmt.Sprintf("[osbuilder: attempt %d begins, attempt %d did not end]\nfirst\nend\n", attempt, attempt-1)
+			}
+			if diff := cmp.Diff(log, b.logs[id]); diff != "" {
+				t.Errorf("build.log (-want +got):\n%s", diff)
+			}
+			for key, n := range b.vm.runs {
+				if n != 1 {
+					t.Errorf("%s ran %d times", key, n)
+				}
+			}
+		})
+	}
+}
+
+// The VM's data disk was replaced: its hello doesn't list the job.
+func TestLostWithTheDisk(t *testing.T) {
+	b := newBench(t)
+	b.vm.hold = true
+	id := b.add("hello")
+	_, stop := b.run()
+	defer stop()
+	b.until(id, "running", func(j job.Job) bool { return j.State == job.Running })
+	b.vm.mu.Lock()
+	b.vm.hold = false
+	b.vm.spool = map[string]string{}
+	b.vm.hello()
+	b.vm.mu.Unlock()
+	j := b.settled(id)
+	if j.State != job.Done || j.Attempt != 2 {
+		t.Errorf("%s after %d attempts", j.State, j.Attempt)
+	}
+}
+
+func TestSlots(t *testing.T) {
+	b := newBench(t)
+	b.vm.hold = true
+	var ids []job.ID
+	for i := range 5 {
+		ids = append(ids, b.add(fmt.Sprint("job-", i)))
+	}
+	slices.Sort(ids)
+	_, stop := b.run()
+	defer stop()
+	for _, id := range ids[2:] {
+		b.until(id, "waiting for a slot", func(j job.Job) bool { return j.State == job.Queued && strings.Contains(j.Why, "free slot") })
+	}
+	// The oldest two run; as they end, the next ones follow.
+	for _, id := range ids {
+		b.until(id, "running", func(j job.Job) bool { return j.State == job.Running })
+		b.vm.mu.Lock()
+		b.vm.end(string(id), 1)
+		b.vm.mu.Unlock()
+		b.settled(id)
+	}
+	if b.vm.mostAtOnce > 2 {
+		t.Errorf("%d jobs at once, in 2 slots", b.vm.mostAtOnce)
+	}
+}
+
+func TestPublishIsTriedAgain(t *testing.T) {
+	full := errors.New("no space left on device")
+	for name, tt := range map[string]struct {
+		failing []error
+		want    job.State
+	}{
+		"a full disk, for long":  {slices.Repeat([]error{full}, 8), job.Done},
+		"a damaged copy":         {[]error{ErrDamaged, ErrDamaged}, job.Done},
+		"nothing but damage":     {slices.Repeat([]error{ErrDamaged}, maxDamaged), job.Failed},
+		"the artifact is gone":   {[]error{fmt.Errorf("image: %w", ErrGone)}, job.Failed},
+		"gone, then a full disk": {[]error{ErrGone, full}, job.Failed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			b.failing = tt.failing
+			id := b.add("hello")
+			_, stop := b.run()
+			defer stop()
+			j := b.settled(id)
+			if j.State != tt.want {
+				t.Errorf("%s, want %s", j.State, tt.want)
+			}
+			if tt.want == job.Failed && !strings.Contains(j.Result.Reason, "could not be fetched") {
+				t.Errorf("the reason is %q", j.Result.Reason)
+			}
+			if b.published[id] != 1 {
+				t.Errorf("published %d times", b.published[id])
+			}
+		})
+	}
+}
+
+// Stopped and started at random moments, with answers lost now and then: each
+// job runs once, is published, and its log is whole.
+func TestStopsAtRandom(t *testing.T) {
+	for seed := range uint64(3) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			random := rand.New(rand.NewPCG(seed, 0))
+			b := newBench(t)
+			b.cfg.AnswerTimeout = 10 * time.Millisecond
+			var ids []job.ID
+			for i := range 8 {
+				ids = append(ids, b.add(fmt.Sprint("job-", i)))
+			}
+			open := func() bool {
+				jobs, _, err := b.store.Unsettled(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				return len(jobs) > 0
+			}
+			rounds := 0
+			for open() {
+				b.vm.mu.Lock()
+				b.vm.mute = random.IntN(2)
+				b.vm.mu.Unlock()
+				_, stop := b.run()
+				<-time.After(time.Duration(random.IntN(20*(1+rounds/50))) * time.Millisecond)
+				stop()
+				if rounds++; rounds > 500 {
+					t.Fatal("no end in sight")
+				}
+			}
+			t.Logf("%d rounds", rounds)
+			for _, id := range ids {
+				j, err := b.store.Get(t.Context(), id)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if j.State != job.Done || b.vm.runs["job/"+string(id)+"/1"] != 1 || j.Attempt != 1 {
+					t.Errorf("%s: %s, attempt %d, runs %v", id, j.State, j.Attempt, b.vm.runs)
+				}
+				if b.logs[id] != "first\nend\n" {
+					t.Errorf("%s: log %q", id, b.logs[id])
+				}
+			}
+		})
+	}
+}
