@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 
@@ -71,11 +72,15 @@ func MoveNew(from, to string) error {
 	return nil
 }
 
-// Free returns how many bytes an ordinary user can still write below path.
+// Free returns how many bytes an ordinary user can still write below path:
+// without bound where the file system doesn't say.
 func Free(path string) (int64, error) {
 	var s unix.Statfs_t
 	if err := unix.Statfs(path, &s); err != nil {
 		return 0, &fs.PathError{Op: "statfs", Path: path, Err: err}
+	}
+	if s.Blocks == 0 {
+		return math.MaxInt64, nil
 	}
 	return int64(s.Bavail) * s.Bsize, nil
 }
