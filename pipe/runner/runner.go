@@ -1,29 +1,349 @@
 package runner
 
-import "context"
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"osbuilder/pipe"
+)
 
 // A Runner is one life of the VM's half.
-type Runner struct{ cfg Config }
+type Runner struct {
+	cfg   Config
+	ready chan struct{}
+	calls chan call
+	logMu sync.Mutex // guards cfg.Log
+	work  sync.WaitGroup
+	ended chan error    // of a goroutine that must not end
+	trash chan struct{} // asks the janitor
+
+	// What follows is the goroutine's in loop.
+	user    account // who writes requests
+	spool   *spool
+	out     *out
+	owner   string
+	jobs    map[pipe.JobRef]*job
+	order   uint64           // of the last that was accepted
+	slots   map[int]*job     // busy ones
+	replays bool             // a goroutine repeats an ended job's output
+	retry   <-chan time.Time // set while something that failed waits
+}
+
+// A call is a function for the owner of the state.
+type call struct {
+	do   func() error
+	done chan error
+}
 
 // New returns a runner that has not started.
-func New(cfg Config) *Runner { return &Runner{cfg: cfg} }
+func New(cfg Config) *Runner {
+	return &Runner{
+		cfg:   cfg,
+		ready: make(chan struct{}),
+		calls: make(chan call),
+		ended: make(chan error, 1),
+		trash: make(chan struct{}, 1),
+		jobs:  map[pipe.JobRef]*job{},
+		slots: map[int]*job{},
+	}
+}
 
-// Run makes the layout and waits for the end.
+// Ready is closed once pipe_in is watched for and hello is written.
+func (r *Runner) Ready() <-chan struct{} { return r.ready }
+
+// letters is how many requests may wait to be dealt with: more than anybody
+// writes in the time that one takes, few enough to bound the memory.
+const letters = 64
+
+// retryAfter is when what failed is tried again.
+const retryAfter = time.Second
+
+// Run works until ctx is done, and then returns nil. The jobs go on; the next
+// runner takes them up. A Runner runs once.
 func (r *Runner) Run(ctx context.Context) error {
 	cfg, err := r.cfg.withDefaults()
 	if err != nil {
 		return err
 	}
-	user, err := lookup(cfg.PipeUser)
+	r.cfg = cfg
+	if r.user, err = lookup(cfg.PipeUser); err != nil {
+		return err
+	}
+	for slot := 1; slot <= cfg.Slots; slot++ {
+		if _, err := cfg.slotUser(slot); err != nil {
+			return err
+		}
+	}
+	if err := cfg.makeData(r.user); err != nil {
+		return err
+	}
+	if err := cfg.makePipe(r.user); err != nil {
+		return err
+	}
+	d := disk{fault: cfg.fault}
+	room := &reserve{path: cfg.spool() + "/reserve"}
+	r.spool = &spool{cfg: cfg, disk: d, room: room}
+	if err := r.spool.open(); err != nil {
+		return err
+	}
+	defer r.spool.close()
+	r.out = &out{cfg: cfg, disk: d, room: room, user: r.user}
+	defer r.out.close()
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer r.work.Wait() // before the lock is given back
+	defer cancel()
+	if err := r.start(ctx); err != nil {
+		return err
+	}
+	return r.loop(ctx)
+}
+
+// start takes up what the last runner left.
+func (r *Runner) start(ctx context.Context) error {
+	jobs, err := r.spool.load(r.logf)
 	if err != nil {
 		return err
 	}
-	if err := cfg.makeData(user); err != nil {
+	for _, j := range jobs {
+		r.jobs[j.ref()] = j
+		r.order = max(r.order, j.Order)
+	}
+	if r.owner, err = r.spool.owner(); err != nil {
 		return err
 	}
-	if err := cfg.makePipe(user); err != nil {
+	if err := r.out.tidy(); err != nil {
 		return err
 	}
-	<-ctx.Done()
+	h, err := readOut(r.cfg.pipeOut())
+	if err != nil {
+		r.logf("a new pipe_out is begun: %v", err)
+		h = history{}
+	}
+	resumed, err := r.out.resume(h)
+	if err != nil {
+		return err
+	}
+	if resumed {
+		for _, j := range jobs {
+			j.told = h.jobs[j.ref()]
+			j.told.log = max(j.told.log, j.base)
+		}
+		if err := r.say(pipe.Event{Type: pipe.TypeHello, Hello: r.hello()}, true); err != nil {
+			return err
+		}
+		r.logf("runner %s goes on in generation %s with %d jobs", r.cfg.Version, r.out.gen, len(jobs))
+	} else if err := r.renew(h); err != nil {
+		return err
+	}
+	r.work.Go(func() { r.janitor(ctx) })
+	r.sweep()
+	r.takeUp(ctx)
+	return nil
+}
+
+// loop owns all state until ctx is done.
+func (r *Runner) loop(ctx context.Context) error {
+	post := make(chan letter, letters)
+	box := &inbox{
+		cfg:    r.cfg,
+		layout: func() error { return r.cfg.makePipe(r.user) },
+		lost:   func(ctx context.Context) error { return r.call(ctx, func() error { return r.mend(ctx) }) },
+		out:    post,
+		logf:   r.logf,
+	}
+	r.work.Go(func() { r.end(box.run(ctx)) })
+	close(r.ready)
+	for {
+		select {
+		case <-ctx.Done():
+			r.logf("the runner stops; %d running jobs go on", len(r.slots))
+			return nil
+		case err := <-r.ended:
+			return err
+		case c := <-r.calls:
+			c.done <- c.do()
+		case l := <-post:
+			r.receive(ctx, l)
+		case <-r.retry:
+			r.retry = nil
+			r.again(ctx)
+		}
+	}
+}
+
+// end tells the loop that a goroutine it can't do without has ended.
+func (r *Runner) end(err error) {
+	if err == nil {
+		return
+	}
+	select {
+	case r.ended <- err:
+	default: // one is enough
+	}
+}
+
+// call has the owner do something, and returns its error, or ctx's.
+func (r *Runner) call(ctx context.Context, do func() error) error {
+	c := call{do: do, done: make(chan error, 1)}
+	select {
+	case r.calls <- c:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	select {
+	case err := <-c.done:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// logf writes one fact.
+func (r *Runner) logf(format string, args ...any) {
+	r.logMu.Lock()
+	defer r.logMu.Unlock()
+	fmt.Fprintf(r.cfg.Log, format+"\n", args...)
+}
+
+// janitor removes what was forgotten, which may take long.
+func (r *Runner) janitor(ctx context.Context) {
+	for {
+		if err := r.spool.emptyTrash(); err != nil {
+			r.logf("%v", err)
+		}
+		select {
+		case <-r.trash:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// sweep wakes the janitor.
+func (r *Runner) sweep() {
+	select {
+	case r.trash <- struct{}{}:
+	default:
+	}
+}
+
+// again tries what failed before.
+func (r *Runner) again(ctx context.Context) {
+	if r.spool.room.spent {
+		if err := r.spool.room.fill(); err != nil || r.spool.room.spent {
+			r.later()
+		}
+	}
+	if err := r.mend(ctx); err != nil {
+		r.logf("%v", err)
+		r.later()
+		return
+	}
+	r.takeUp(ctx)
+}
+
+// later has again called soon.
+func (r *Runner) later() {
+	if r.retry == nil {
+		r.retry = time.After(retryAfter)
+	}
+}
+
+// say appends an event; with sync it lasts.
+func (r *Runner) say(e pipe.Event, sync bool) error {
+	write := func() error { return r.out.append(e) }
+	if e.Type != pipe.TypeLog && e.Type != pipe.TypeProgress {
+		// Output alone must not use up the reserve.
+		write = func() error { return r.spool.room.use(func() error { return r.out.append(e) }) }
+	}
+	err := write()
+	if r.spool.room.spent {
+		r.later()
+	}
+	if err != nil {
+		r.later()
+		return err
+	}
+	if sync {
+		return r.out.sync()
+	}
+	return nil
+}
+
+// hello describes the VM.
+func (r *Runner) hello() *pipe.Hello {
+	free, err := freeBytes(r.cfg.Data)
+	if err != nil {
+		r.logf("%v", err)
+	}
+	h := &pipe.Hello{
+		Generation: r.out.gen,
+		Protocol:   pipe.Version,
+		Runner:     r.cfg.Version,
+		Image:      r.cfg.Image,
+		Owner:      r.owner,
+		Slots:      r.cfg.Slots,
+		Systems:    systems(),
+		Free:       free,
+	}
+	for _, j := range r.inOrder() {
+		h.Jobs = append(h.Jobs, j.ref())
+	}
+	return h
+}
+
+// mend begins a generation if pipe_out was lost.
+func (r *Runner) mend(ctx context.Context) error {
+	err := r.out.intact()
+	if !errors.Is(err, errPipeLost) {
+		return err
+	}
+	r.logf("%v: a new generation begins", err)
+	if err := r.cfg.makePipe(r.user); err != nil {
+		return err
+	}
+	h, err := readOut(r.cfg.pipeOut())
+	if err != nil {
+		r.logf("%v", err)
+		h = history{}
+	}
+	if h.gen != r.out.gen {
+		// Not the file that these jobs were told in: what it says of them is
+		// not to be built on.
+		h = history{gen: h.gen}
+	}
+	if err := r.renew(h); err != nil {
+		return err
+	}
+	r.takeUp(ctx)
+	return nil
+}
+
+// renew begins a generation after the file whose history is h, and repeats
+// in it the state of every job. Output goes on where h leaves off: what was
+// told is in the files of the generations before.
+func (r *Runner) renew(h history) error {
+	for _, j := range r.jobs {
+		if old := h.jobs[j.ref()].log; old > j.base {
+			if err := r.spool.setBase(j.ref(), old); err != nil {
+				return err
+			}
+			j.base = old
+		}
+		j.told = told{log: j.base}
+	}
+	if err := r.out.begin(h, *r.hello()); err != nil {
+		return err
+	}
+	r.logf("runner %s begins generation %s with %d jobs", r.cfg.Version, r.out.gen, len(r.jobs))
+	for _, j := range r.inOrder() {
+		if err := r.tell(j); err != nil {
+			return err
+		}
+	}
 	return nil
 }

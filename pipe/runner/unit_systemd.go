@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // SystemdUnits runs each job as a transient unit of systemd, which gives it a
@@ -127,7 +129,8 @@ func (u SystemdUnits) Alive(ctx context.Context, spec Spec) (bool, error) {
 	if err == nil && bytes.Contains(events, []byte("populated 1")) {
 		return true, nil
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errNoDevice) {
+	// ENODEV: the group was removed between opening and reading.
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENODEV) {
 		return false, fmt.Errorf("look for processes of %s: %w", spec.Unit, err)
 	}
 	out, err := systemd(ctx, "systemctl", "show", "--property=ActiveState", "--value", service(spec))

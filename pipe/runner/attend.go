@@ -1,0 +1,434 @@
+package runner
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"golang.org/x/sys/unix"
+
+	"osbuilder/pipe"
+)
+
+// An attendant sees one job through: it starts its unit, follows its output,
+// collects its files and records its outcome. All that it knows is on disk,
+// so the attendant of the next runner goes on where this one was killed. The
+// fields don't change.
+type attendant struct {
+	r    *Runner
+	job  *job // to name it to the owner; nothing in it is read here but record
+	rec  record
+	path paths
+	slot int
+	ran  *marker
+	told int64 // where the output goes on
+}
+
+// attendant is made by the owner.
+func (r *Runner) attendant(j *job, slot int) *attendant {
+	return &attendant{r: r, job: j, rec: j.record, path: r.cfg.paths(j.ref()), slot: slot, ran: j.ran, told: j.told.log}
+}
+
+// Bounds of what an attendant waits for.
+const (
+	// aliveEvery is how often a unit that says nothing is looked after. Its
+	// end is noticed by itself; this is for one that died without a result.
+	aliveEvery = 5 * time.Second
+	// leaveWithin is how long a unit may take to be gone after its result;
+	// systemd kills what is left after 10 s.
+	leaveWithin = 20 * time.Second
+	// killWithin is how long processes that were killed may take.
+	killWithin = 10 * time.Second
+)
+
+// run brings the job from where it stands to its outcome.
+func (a *attendant) run(ctx context.Context) error {
+	if a.ran == nil {
+		err := a.start(ctx)
+		var failed *startError
+		if errors.As(err, &failed) {
+			return a.settle(ctx, outcome{Finished: pipe.Finished{
+				Status: pipe.StatusInterrupted, Reason: failed.Error(),
+			}})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	result, ok, err := a.follow(ctx)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return a.settle(ctx, outcome{Started: true, Finished: pipe.Finished{
+			Status: pipe.StatusInterrupted,
+			Reason: "the VM stopped, or the job's unit died, while it ran",
+		}})
+	}
+	o := outcome{Started: true, Finished: result.finished(*a.ran, a.timeout())}
+	if err := a.empty(ctx); err != nil {
+		return err
+	}
+	if err := a.lock(); err != nil {
+		return err
+	}
+	if o.Finished.Status == pipe.StatusSucceeded {
+		c := collector{cfg: a.r.cfg, path: a.path, builder: a.r.user}
+		if c.maker, err = a.r.cfg.slotUser(a.ran.Slot); err != nil {
+			return err
+		}
+		o.Artifacts, err = c.collect(ctx)
+		var refused *refusal
+		switch {
+		case errors.As(err, &refused):
+			o.Artifacts = nil
+			o.Finished.Status, o.Finished.Reason = pipe.StatusFailed, refused.Error()
+		case err != nil:
+			return err
+		}
+	}
+	return a.settle(ctx, o)
+}
+
+// startError: the unit could not be started, and nothing of it runs.
+type startError struct{ err error }
+
+func (e *startError) Error() string { return fmt.Sprintf("it could not be started: %v", e.err) }
+func (e *startError) Unwrap() error { return e.err }
+
+// start makes the job's folder, says on disk that it is started, and starts
+// it.
+func (a *attendant) start(ctx context.Context) error {
+	user, err := a.r.cfg.slotUser(a.slot)
+	if err != nil {
+		return err
+	}
+	if err := a.prepare(user); err != nil {
+		return err
+	}
+	now, err := uptime()
+	if err != nil {
+		return err
+	}
+	m := marker{Boot: a.r.cfg.Boot, Slot: a.slot, User: user.name, Uptime: now}
+	data, err := json.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("start job: %w", err)
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	err = a.r.spool.disk.mark(a.path.ran(), data)
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	a.ran = &m
+	// From here on it is started even if the runner is to stop: a marker
+	// without a unit would count as an interruption.
+	alive := false
+	if err == nil {
+		err = a.r.cfg.Units.Start(ctx, a.spec())
+		alive = err == nil
+		if err != nil {
+			var aliveErr error
+			alive, aliveErr = a.r.cfg.Units.Alive(ctx, a.spec())
+			err = errors.Join(err, aliveErr)
+		}
+	}
+	if cerr := a.r.call(ctx, func() error { return a.begun(&m, alive) }); cerr != nil {
+		return cerr
+	}
+	if !alive {
+		return &startError{err}
+	}
+	return nil
+}
+
+// begun is the owner's part of start.
+func (a *attendant) begun(m *marker, alive bool) error {
+	a.job.ran, a.job.started = m, alive
+	if err := a.r.tell(a.job); err != nil {
+		a.r.later() // it is said before the output, or at the end
+	}
+	return nil
+}
+
+// prepare makes the job's own folder. What is there is from an attempt to
+// prepare it that did not come to the marker.
+func (a *attendant) prepare(user account) error {
+	if err := os.RemoveAll(a.path.own); err != nil {
+		return fmt.Errorf("prepare job: %w", err)
+	}
+	body, err := readBounded(a.path.body(), pipe.MaxRequest)
+	if err != nil {
+		return fmt.Errorf("prepare job: %w", err)
+	}
+	if err := makeDir(a.path.own, self(), self().gid, 0o700); err != nil {
+		return err
+	}
+	for path, mode := range map[string]fs.FileMode{
+		a.path.work(): 0o755,
+		a.path.out():  0o755,
+		a.path.home(): 0o700,
+		a.path.temp(): 0o777 | fs.ModeSticky, // it becomes /tmp
+	} {
+		if err := makeDir(path, user, user.gid, mode); err != nil {
+			return err
+		}
+	}
+	if err := a.r.spool.disk.writeNew(a.path.script(), body, 0o444); err != nil {
+		return err
+	}
+	if err := os.Chmod(a.path.script(), 0o444); err != nil { // whatever the umask is
+		return fmt.Errorf("prepare job: %w", err)
+	}
+	if err := os.Chown(a.path.own, user.uid, user.gid); err != nil {
+		return fmt.Errorf("prepare job: %w", err)
+	}
+	return nil
+}
+
+func (a *attendant) timeout() time.Duration {
+	// A century is as good as none, and doesn't overflow.
+	return time.Duration(min(a.rec.Timeout, 100*365*24*3600)) * time.Second
+}
+
+// spec describes the job's unit.
+func (a *attendant) spec() Spec {
+	cfg := a.r.cfg
+	user := a.ran.User
+	env := []string{
+		"JOB_ID=" + a.rec.Job,
+		"JOB_NAME=" + printable(a.rec.Name),
+		"JOB_ATTEMPT=" + strconv.Itoa(a.rec.Attempt),
+		"OUT=" + a.path.out(),
+		"HOME=" + a.path.home(),
+		"TMPDIR=" + a.path.temp(),
+		"SHELL=" + shell(),
+		"NIX_REMOTE=daemon",
+		"LANG=C.UTF-8",
+		"PATH=/run/current-system/sw/bin:/nix/var/nix/profiles/default/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+	}
+	if user != "" {
+		env = append(env, "USER="+user, "LOGNAME="+user)
+	}
+	return Spec{
+		Unit:    unitName(a.rec.ref()),
+		User:    user,
+		Script:  a.path.script(),
+		Dir:     a.path.own,
+		Work:    a.path.work(),
+		Temp:    a.path.temp(),
+		Hidden:  []string{cfg.Pipe, cfg.spool(), cfg.artifactsDir()},
+		Log:     a.path.log(),
+		Ran:     a.path.ran(),
+		Result:  a.path.result(),
+		Timeout: a.timeout(),
+		Env:     env,
+	}
+}
+
+// printable makes a name fit for an environment that allows no control
+// characters.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s, "?"))
+}
+
+// follow tells the output until the unit's result is there. Without one, and
+// without processes, it reports false: the job was interrupted.
+func (a *attendant) follow(ctx context.Context) (Result, bool, error) {
+	if a.ran.Slot < 1 {
+		return Result{}, false, nil // its marker was cut
+	}
+	if a.ran.Boot != a.r.cfg.Boot {
+		return a.result() // nothing outlives its boot
+	}
+	w, err := newWatcher(ctx)
+	if err != nil {
+		return Result{}, false, err
+	}
+	defer w.close()
+	if _, err := w.add(a.path.log(), unix.IN_MODIFY); err != nil {
+		return Result{}, false, err
+	}
+	if _, err := w.add(a.path.spool, unix.IN_MOVED_TO|unix.IN_ONLYDIR); err != nil {
+		return Result{}, false, err
+	}
+	t, err := openTail(a)
+	if err != nil {
+		return Result{}, false, err
+	}
+	defer t.close()
+	looked := time.Time{}
+	for {
+		if result, ok, err := a.result(); ok || err != nil {
+			return result, ok, err
+		}
+		if time.Since(looked) >= aliveEvery {
+			looked = time.Now()
+			alive, err := a.r.cfg.Units.Alive(ctx, a.spec())
+			if err != nil {
+				return Result{}, false, err
+			}
+			if !alive {
+				return a.result() // its hook may have come between the two looks
+			}
+			if err := a.r.call(ctx, func() error { return a.begun(a.ran, true) }); err != nil {
+				return Result{}, false, err
+			}
+		}
+		wait := aliveEvery
+		if more, err := t.pump(ctx, false); err != nil {
+			return Result{}, false, err
+		} else if more {
+			wait = partialAfter
+		}
+		notices, err := w.read(wait)
+		if err != nil {
+			if ctx.Err() != nil {
+				err = context.Cause(ctx)
+			}
+			return Result{}, false, err
+		}
+		// What was written meanwhile is one wake-up, not one for each line.
+		if !ended(notices) && !pause(ctx, batch) {
+			return Result{}, false, context.Cause(ctx)
+		}
+	}
+}
+
+// ended reports whether the stop hook's file is among what was noticed.
+func ended(notices []notice) bool {
+	return slices.ContainsFunc(notices, func(n notice) bool { return n.name == resultName })
+}
+
+// result reads what the stop hook left. One that can't be read is none.
+func (a *attendant) result() (Result, bool, error) {
+	data, err := readBounded(a.path.result(), maxResult)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Result{}, false, nil
+	}
+	if err != nil {
+		return Result{}, false, fmt.Errorf("read result: %w", err)
+	}
+	result, err := parseResult(data)
+	if err != nil {
+		return Result{ServiceResult: "unknown", ExitCode: err.Error()}, true, nil
+	}
+	return result, true, nil
+}
+
+// empty waits until no process of the job is left, and ends those that stay.
+func (a *attendant) empty(ctx context.Context) error {
+	if a.ran.Boot != a.r.cfg.Boot {
+		return nil
+	}
+	gone, err := a.gone(ctx, leaveWithin)
+	if gone || err != nil {
+		return err
+	}
+	a.r.logf("job %s: processes are left %s after its end: they are killed", folder(a.rec.ref()), leaveWithin)
+	if err := a.r.cfg.Units.Kill(ctx, a.spec()); err != nil {
+		return err
+	}
+	gone, err = a.gone(ctx, killWithin)
+	if err == nil && !gone {
+		err = fmt.Errorf("processes of %s live %s after SIGKILL: look at the VM's kernel log", unitName(a.rec.ref()), killWithin)
+	}
+	return err
+}
+
+func (a *attendant) gone(ctx context.Context, within time.Duration) (bool, error) {
+	for deadline, wait := time.Now().Add(within), 10*time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
+		alive, err := a.r.cfg.Units.Alive(ctx, a.spec())
+		if err != nil || !alive {
+			return !alive, err
+		}
+		if time.Now().After(deadline) {
+			return false, nil
+		}
+		if !pause(ctx, wait) {
+			return false, context.Cause(ctx)
+		}
+	}
+}
+
+// lock takes the job's folder from the slot's user: its next job must not
+// find it.
+func (a *attendant) lock() error {
+	err := errors.Join(os.Chown(a.path.own, self().uid, self().gid), os.Chmod(a.path.own, 0o700))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("lock the job's folder: %w", err)
+	}
+	return nil
+}
+
+// settle tells the rest of the output, records the outcome and has it told.
+func (a *attendant) settle(ctx context.Context, o outcome) error {
+	if err := a.lock(); err != nil {
+		return err
+	}
+	length, err := a.drain(ctx)
+	if err != nil {
+		return err
+	}
+	o.Finished.LogLength, o.Finished.Artifacts = length, len(o.Artifacts)
+	if err := a.r.spool.settle(a.rec.ref(), o); err != nil {
+		return err
+	}
+	return a.r.call(ctx, func() error {
+		a.job.outcome, a.job.started = &o, o.Started
+		// If it can't be told now, takeUp tells it later.
+		if err := a.r.tell(a.job); err != nil {
+			a.r.logf("job %s: %v", folder(a.rec.ref()), err)
+			a.r.later()
+		}
+		return nil
+	})
+}
+
+// drain tells all output that is left, and returns its length.
+func (a *attendant) drain(ctx context.Context) (int64, error) {
+	t, err := openTail(a)
+	if err != nil {
+		return 0, err
+	}
+	defer t.close()
+	if err := t.file.Sync(); err != nil {
+		return 0, fmt.Errorf("sync output: %w", err)
+	}
+	for {
+		more, err := t.pump(ctx, true)
+		if err != nil {
+			return 0, err
+		}
+		if !more {
+			return t.offset, nil
+		}
+	}
+}
+
+// replay repeats the output of a job whose outcome is on record.
+func (a *attendant) replay(ctx context.Context) error {
+	if _, err := a.drain(ctx); err != nil {
+		return err
+	}
+	return a.r.call(ctx, func() error {
+		// A crash may have cut the log below what the outcome says.
+		a.job.told.log = max(a.job.told.log, a.job.outcome.Finished.LogLength)
+		return a.r.tell(a.job)
+	})
+}

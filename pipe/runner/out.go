@@ -1,0 +1,466 @@
+package runner
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"osbuilder/pipe"
+)
+
+// An out is pipe_out, open for appending.
+type out struct {
+	cfg  Config
+	disk disk
+	room *reserve
+	user account // whose group may read it
+
+	file   *os.File
+	length *os.File // spool/length
+	gen    pipe.Generation
+	seq    uint64 // of the last event
+	end    int64  // of the last whole line
+	torn   bool   // bytes after end are no whole line
+	blocks int64  // allocated up to here
+}
+
+// errPipeLost: pipe_out is not the file that was written to, or is shorter.
+var errPipeLost = errors.New("pipe_out was removed, replaced or cut")
+
+// A generationRecord ties a generation to the boot it began in.
+type generationRecord struct {
+	Generation pipe.Generation `json:"generation"`
+	Boot       string          `json:"boot"`
+}
+
+// told is what a pipe_out says of one attempt of a job.
+type told struct {
+	accepted, started, finished bool
+	log                         int64 // where its output goes on
+	artifacts                   int
+}
+
+// A history is what a pipe_out says in all.
+type history struct {
+	gen  pipe.Generation // of the first hello; empty without one
+	seq  uint64
+	jobs map[pipe.JobRef]told
+	end  int64 // behind the last newline
+	size int64
+}
+
+// readHistory reads events. Lines that are none are passed over: a torn one
+// after a crash, bytes that were punched out.
+func readHistory(r io.Reader) (history, error) {
+	h := history{jobs: map[pipe.JobRef]told{}}
+	buf := bufio.NewReaderSize(r, pipe.MaxLine)
+	for {
+		line, err := buf.ReadSlice('\n')
+		h.size += int64(len(line))
+		switch {
+		case err == nil:
+			h.end = h.size
+			h.add(bytes.TrimLeft(line, "\x00"))
+		case errors.Is(err, bufio.ErrBufferFull):
+			// Longer than any event; its end is passed over as a line of its own.
+		case errors.Is(err, io.EOF):
+			return h, nil
+		default:
+			return h, fmt.Errorf("read events: %w", err)
+		}
+	}
+}
+
+func (h *history) add(line []byte) {
+	e, err := pipe.ParseEvent(line)
+	if err != nil && !errors.Is(err, pipe.ErrUnknownType) {
+		return
+	}
+	h.seq = max(h.seq, e.Seq)
+	if err != nil {
+		return
+	}
+	ref := pipe.JobRef{Job: e.Job, Attempt: e.Attempt}
+	t := h.jobs[ref]
+	switch e.Type {
+	case pipe.TypeHello:
+		if h.gen == "" {
+			h.gen = e.Hello.Generation
+		}
+		return
+	case pipe.TypeAccepted:
+		if e.Accepted.Request != jobKey(ref) {
+			return // to acknowledge it, say
+		}
+		t.accepted = true
+	case pipe.TypeStarted:
+		t.started = true
+	case pipe.TypeLog:
+		t.log = max(t.log, e.Log.Offset+int64(len(e.Log.Data)))
+	case pipe.TypeArtifact:
+		t.artifacts++
+	case pipe.TypeFinished:
+		t.finished = true
+	default:
+		return
+	}
+	h.jobs[ref] = t
+}
+
+// jobKey is the key of the request that brought a job.
+func jobKey(ref pipe.JobRef) string {
+	return pipe.Header{Kind: pipe.KindJob, Job: ref.Job, Attempt: ref.Attempt}.Key()
+}
+
+// readOut reads the history of a file, empty if there is none.
+func readOut(path string) (history, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return history{}, nil
+	}
+	if err != nil {
+		return history{}, fmt.Errorf("open pipe_out: %w", err)
+	}
+	defer f.Close()
+	return readHistory(f)
+}
+
+// resume goes on in the file that h was read from, if it is this boot's and
+// whole; else it reports false.
+func (o *out) resume(h history) (bool, error) {
+	var rec generationRecord
+	if err := readJSON(o.recordPath(), maxResult, &rec); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return false, nil
+		}
+		return false, err
+	}
+	if rec.Boot != o.cfg.Boot || h.gen == "" || h.gen != rec.Generation || h.size < o.knownLength(rec.Generation) {
+		return false, nil
+	}
+	f, err := os.OpenFile(o.cfg.pipeOut(), os.O_WRONLY|os.O_APPEND|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return false, fmt.Errorf("open pipe_out: %w", err)
+	}
+	o.take(f, rec.Generation, h.seq, h.size, h.end != h.size)
+	return true, nil
+}
+
+func (o *out) take(f *os.File, gen pipe.Generation, seq uint64, end int64, torn bool) {
+	if o.file != nil {
+		_ = o.file.Close()
+	}
+	o.file, o.gen, o.seq, o.end, o.torn, o.blocks = f, gen, seq, end, torn, end
+	o.remember()
+}
+
+func (o *out) recordPath() string { return filepath.Join(o.cfg.spool(), "generation") }
+func (o *out) lengthPath() string { return filepath.Join(o.cfg.spool(), "length") }
+
+// begin starts a generation with hello: the old file, whose history is h,
+// gets the name of its generation, and the new one appears whole.
+func (o *out) begin(h history, hello pipe.Hello) error {
+	gen, err := o.next(h)
+	if err != nil {
+		return err
+	}
+	record, err := json.Marshal(generationRecord{Generation: gen, Boot: o.cfg.Boot})
+	if err != nil {
+		return fmt.Errorf("begin generation: %w", err)
+	}
+	if err := o.room.use(func() error { return o.disk.write(o.recordPath(), record) }); err != nil {
+		return fmt.Errorf("begin generation: %w", err)
+	}
+	hello.Generation = gen
+	line, err := pipe.MarshalEvent(pipe.Event{Seq: 1, Time: time.Now().UTC(), Type: pipe.TypeHello, Hello: &hello})
+	if err != nil {
+		return fmt.Errorf("begin generation: %w", err)
+	}
+	f, err := o.create(filepath.Join(o.cfg.Pipe, "."+gen.File()), line)
+	if err != nil {
+		return fmt.Errorf("begin generation: %w", err)
+	}
+	if err := o.shelve(h); err != nil {
+		_ = f.Close()
+		return fmt.Errorf("begin generation: %w", err)
+	}
+	if err := os.Rename(f.Name(), o.cfg.pipeOut()); err != nil {
+		_ = f.Close()
+		return fmt.Errorf("begin generation: %w", err)
+	}
+	o.take(f, gen, 1, int64(len(line)), false)
+	return syncDir(o.cfg.Pipe)
+}
+
+// create makes the new file under a passing name, with its first line.
+func (o *out) create(path string, line []byte) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = o.room.use(func() error {
+		if err := f.Truncate(0); err != nil {
+			return err
+		}
+		if _, err := f.Write(line); err != nil {
+			return err
+		}
+		return f.Sync()
+	})
+	if err == nil {
+		err = f.Chown(self().uid, o.user.gid)
+	}
+	if err == nil {
+		err = f.Chmod(0o640)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, errors.Join(err, os.Remove(path))
+	}
+	return f, nil
+}
+
+// next names the generation after all that left a trace.
+func (o *out) next(h history) (pipe.Generation, error) {
+	last, _ := h.gen.Number()
+	var rec generationRecord
+	if err := readJSON(o.recordPath(), maxResult, &rec); err == nil {
+		n, _ := rec.Generation.Number()
+		last = max(last, n)
+	}
+	old, err := o.old()
+	if err != nil {
+		return "", err
+	}
+	for _, g := range old {
+		n, _ := g.Number()
+		last = max(last, n)
+	}
+	var letters [4]byte
+	if _, err := rand.Read(letters[:]); err != nil {
+		return "", fmt.Errorf("name generation: %w", err)
+	}
+	return pipe.Generation(strconv.FormatUint(last+1, 10) + "-" + hex.EncodeToString(letters[:])), nil
+}
+
+// shelve gives pipe_out, if there is one, a second name, that of its
+// generation. It loses the first when the new file is renamed over it.
+func (o *out) shelve(h history) error {
+	info, err := os.Lstat(o.cfg.pipeOut())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() {
+		return os.RemoveAll(o.cfg.pipeOut()) // never ours
+	}
+	if h.gen == "" {
+		return nil // nobody could have read an event in it
+	}
+	old := filepath.Join(o.cfg.Pipe, h.gen.File())
+	err = os.Link(o.cfg.pipeOut(), old)
+	if errors.Is(err, fs.ErrExist) {
+		// From a crash right here, or put there by somebody.
+		if err := os.RemoveAll(old); err != nil {
+			return err
+		}
+		return os.Link(o.cfg.pipeOut(), old)
+	}
+	return err
+}
+
+// old lists the generations whose files are kept.
+func (o *out) old() ([]pipe.Generation, error) {
+	entries, err := os.ReadDir(o.cfg.Pipe)
+	if err != nil {
+		return nil, fmt.Errorf("list generations: %w", err)
+	}
+	var all []pipe.Generation
+	for _, e := range entries {
+		name, ok := strings.CutPrefix(e.Name(), pipe.Out+".")
+		if _, valid := pipe.Generation(name).Number(); ok && valid {
+			all = append(all, pipe.Generation(name))
+		}
+	}
+	return all, nil
+}
+
+// consumed frees what a reader has stored. For now that is whole files, of
+// generations before the one it reads; blocks below its position in this one
+// could be punched out here.
+func (o *out) consumed(p pipe.Position) error {
+	old, err := o.old()
+	if err != nil {
+		return err
+	}
+	known := p.Generation == o.gen
+	for _, g := range old {
+		known = known || g == p.Generation
+	}
+	if !known {
+		return nil // of another VM, or long gone: says nothing about these files
+	}
+	limit, _ := p.Generation.Number()
+	for _, g := range old {
+		if n, _ := g.Number(); n < limit {
+			if err := os.RemoveAll(filepath.Join(o.cfg.Pipe, g.File())); err != nil {
+				return fmt.Errorf("free generation %s: %w", g, err)
+			}
+		}
+	}
+	return nil
+}
+
+// tidy removes files of generations that never began.
+func (o *out) tidy() error {
+	entries, err := os.ReadDir(o.cfg.Pipe)
+	if err != nil {
+		return fmt.Errorf("tidy up: %w", err)
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), "."+pipe.Out+".") {
+			if err := os.RemoveAll(filepath.Join(o.cfg.Pipe, e.Name())); err != nil {
+				return fmt.Errorf("tidy up: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// intact reports errPipeLost unless pipe_out is still the file that is open,
+// with all that was written.
+func (o *out) intact() error {
+	if o.file == nil {
+		return errPipeLost
+	}
+	var here, there unix.Stat_t
+	if err := unix.Lstat(o.cfg.pipeOut(), &there); err != nil {
+		return errPipeLost
+	}
+	if err := unix.Fstat(int(o.file.Fd()), &here); err != nil {
+		return fmt.Errorf("look at pipe_out: %w", err)
+	}
+	if here.Dev != there.Dev || here.Ino != there.Ino || here.Size < o.end {
+		return errPipeLost
+	}
+	return nil
+}
+
+// append writes one event. After an error it is not in the file, and can be
+// tried again.
+func (o *out) append(e pipe.Event) error {
+	if err := o.intact(); err != nil {
+		return err
+	}
+	e.Seq, e.Time = o.seq+1, time.Now().UTC()
+	line, err := pipe.MarshalEvent(e)
+	if err != nil {
+		return err
+	}
+	if o.torn {
+		// Ends what a crash or a full disk left; readers pass it over.
+		line = append([]byte{'\n'}, line...)
+	}
+	if err := o.write(line); err != nil {
+		return fmt.Errorf("append event: %w", err)
+	}
+	o.seq, o.torn = e.Seq, false
+	o.remember()
+	return nil
+}
+
+// ahead is how much is allocated at once.
+const ahead = 256 << 10
+
+// write appends data in one call. Blocks are allocated first, so that a full
+// disk is met before the first byte and not in the middle of a line.
+func (o *out) write(data []byte) error {
+	if err := o.disk.failing("append", o.cfg.pipeOut()); err != nil {
+		return err
+	}
+	size, err := o.file.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	if need := size + int64(len(data)); need > o.blocks {
+		err := unix.Fallocate(int(o.file.Fd()), unix.FALLOC_FL_KEEP_SIZE, size, int64(len(data))+ahead)
+		if errors.Is(err, unix.ENOSPC) {
+			err = unix.Fallocate(int(o.file.Fd()), unix.FALLOC_FL_KEEP_SIZE, size, int64(len(data)))
+			o.blocks = need
+		} else {
+			o.blocks = need + ahead
+		}
+		if err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+			o.blocks = 0
+			return err
+		}
+	}
+	n, err := o.file.Write(data) // goes on after a short write
+	if err != nil {
+		o.torn = o.torn || n > 0
+		return err
+	}
+	o.end = size + int64(n)
+	return nil
+}
+
+func (o *out) sync() error {
+	if err := o.file.Sync(); err != nil {
+		return fmt.Errorf("sync pipe_out: %w", err)
+	}
+	return nil
+}
+
+// remember notes how long the file is, so that the next runner can tell that
+// it was cut. It only has to hold within one boot, so it is not synced, and a
+// loss of it only hides a cut.
+func (o *out) remember() {
+	if o.length == nil {
+		f, err := os.OpenFile(o.lengthPath(), os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return
+		}
+		o.length = f
+	}
+	_, _ = o.length.WriteAt(fmt.Appendf(nil, "%020d %-28s\n", o.end, o.gen), 0)
+}
+
+// knownLength is what remember noted for that generation; 0 if nothing.
+func (o *out) knownLength(gen pipe.Generation) int64 {
+	data, err := readBounded(o.lengthPath(), maxResult)
+	if err != nil {
+		return 0
+	}
+	fields := strings.Fields(string(data))
+	if len(fields) != 2 || fields[1] != string(gen) {
+		return 0
+	}
+	n, err := strconv.ParseInt(fields[0], 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+func (o *out) close() {
+	for _, f := range []*os.File{o.file, o.length} {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+}

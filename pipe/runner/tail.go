@@ -1,0 +1,108 @@
+package runner
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+	"unicode/utf8"
+
+	"osbuilder/pipe"
+)
+
+// Output is told in batches.
+const (
+	batch        = 50 * time.Millisecond  // gathered for as long
+	partialAfter = 250 * time.Millisecond // a line without an end waits so long for it
+)
+
+// A tail tells a job's output from where it was told to.
+type tail struct {
+	a      *attendant
+	file   *os.File
+	offset int64     // of the first byte not told
+	held   time.Time // since when a piece of a line waits for its end; zero if none does
+	buf    [pipe.MaxLog]byte
+}
+
+func openTail(a *attendant) (*tail, error) {
+	f, err := os.Open(a.path.log())
+	if err != nil {
+		return nil, fmt.Errorf("open output: %w", err)
+	}
+	return &tail{a: a, file: f, offset: a.told}, nil
+}
+
+func (t *tail) close() {
+	t.a.told = t.offset
+	_ = t.file.Close()
+}
+
+// pump tells what is there, up to the end of the last line, or to the very
+// end if final. It reports whether a piece of a line is held back.
+func (t *tail) pump(ctx context.Context, final bool) (more bool, err error) {
+	for {
+		n, err := t.file.ReadAt(t.buf[:], t.offset)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return false, fmt.Errorf("read output: %w", err)
+		}
+		if n == 0 {
+			return false, nil
+		}
+		cut := t.cut(t.buf[:n], final)
+		if cut == 0 {
+			if t.held.IsZero() {
+				t.held = time.Now()
+			}
+			return true, nil
+		}
+		t.held = time.Time{}
+		// The owner may still be at it when ctx ends: so it works on what
+		// nobody touches then.
+		from, next := t.offset, int64(0)
+		err = t.a.r.call(ctx, func() error {
+			var err error
+			next, err = t.a.r.tellOutput(ctx, t.a.job, from, t.buf[:cut])
+			return err
+		})
+		if err != nil && !errors.Is(err, errRewound) {
+			return false, err
+		}
+		t.offset = next
+	}
+}
+
+// cut says how much of data is told now: whole lines. A line without an end
+// is told, in whole runes, if it was held back long enough or is longer than
+// one event.
+func (t *tail) cut(data []byte, final bool) int {
+	if i := bytes.LastIndexByte(data, '\n'); i >= 0 {
+		return i + 1
+	}
+	whole := len(data) == len(t.buf)
+	if !final && !whole && (t.held.IsZero() || time.Since(t.held) < partialAfter) {
+		return 0
+	}
+	if final && !whole {
+		return len(data)
+	}
+	return len(data) - splitRune(data)
+}
+
+// splitRune is the length of a rune at the end of data that is not whole; 0
+// where the end is no rune's, and where it is all there is.
+func splitRune(data []byte) int {
+	for n := 1; n < utf8.UTFMax && n < len(data); n++ {
+		b := data[len(data)-n]
+		if utf8.RuneStart(b) {
+			if b >= utf8.RuneSelf && !utf8.FullRune(data[len(data)-n:]) {
+				return n
+			}
+			return 0
+		}
+	}
+	return 0
+}
