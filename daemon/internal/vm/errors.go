@@ -1,0 +1,78 @@
+package vm
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+
+	"github.com/pkg/sftp"
+)
+
+var (
+	// ErrDown: there is no link to the VM, or it died under the call. Wrapped
+	// together with the cause, where one is known.
+	ErrDown = errors.New("the link to the VM is down")
+	// ErrShrunk: a file of events became shorter than what was read of it.
+	ErrShrunk = errors.New("the file became shorter")
+	// ErrShort: a file ended before the size that the VM gives for it, or the
+	// VM's SSH server sent less than it was asked for.
+	ErrShort = errors.New("the file came short")
+	// ErrStalled: nothing came for longer than the bound.
+	ErrStalled = errors.New("the VM went silent")
+)
+
+// A Rung is one step of the ladder that a link climbs before it is up.
+type Rung string
+
+// The rungs, in the order in which they are climbed.
+const (
+	RungTCP      Rung = "tcp"      // the VM's container takes a connection; proves nothing about the VM, since QEMU takes it
+	RungSSH      Rung = "ssh"      // the VM's SSH server greets and agrees on keys
+	RungHostKey  Rung = "host key" // it is the VM we made a key for
+	RungUserKey  Rung = "user key" // it lets us in
+	RungSFTP     Rung = "sftp"     // it serves files, with the extensions that safe writing needs
+	RungPipe     Rung = "pipe"     // the runner began a pipe_out
+	RungProtocol Rung = "protocol" // the runner speaks our version
+)
+
+var hints = map[Rung]string{
+	RungTCP:      "see whether the VM's container runs: docker compose ps, docker compose logs vm",
+	RungSSH:      "the VM is probably still starting; its console: docker compose logs vm",
+	RungHostKey:  "the VM doesn't have the host key that `init` made for it; restart the VM so that it takes it: docker compose restart vm. If another machine answers at this address, remove that",
+	RungUserKey:  "the VM doesn't know the sidecar's key; restart the VM so that it takes it: docker compose restart vm",
+	RungSFTP:     "the VM wants an OpenSSH server with its sftp subsystem; rebuild the VM's image: docker compose up --build vmimage",
+	RungPipe:     "the runner in the VM has not started; its console says why: docker compose logs vm",
+	RungProtocol: "sidecar and VM image are of different versions; bring both up to date: docker compose up --build",
+}
+
+// A RungError says which rung of the ladder broke, and what to do.
+type RungError struct {
+	Rung Rung
+	Err  error
+}
+
+// Error implements error.
+func (e *RungError) Error() string { return fmt.Sprintf("%s: %v; %s", e.Rung, e.Err, e.Hint()) }
+
+// Unwrap returns the cause.
+func (e *RungError) Unwrap() error { return e.Err }
+
+// Hint says what a person can do about it.
+func (e *RungError) Hint() string { return hints[e.Rung] }
+
+// connectionLost reports whether err, from an SSH or SFTP call, means that
+// the connection is of no use any more.
+func connectionLost(err error) bool {
+	var local *localError
+	if errors.As(err, &local) {
+		return false
+	}
+	var status *sftp.StatusError
+	if errors.As(err, &status) {
+		return status.FxCode() == sftp.ErrSSHFxConnectionLost || status.FxCode() == sftp.ErrSSHFxNoConnection
+	}
+	var op *net.OpError
+	return errors.Is(err, sftp.ErrSSHFxConnectionLost) || errors.Is(err, sftp.ErrSSHFxNoConnection) ||
+		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) || errors.As(err, &op)
+}

@@ -1,0 +1,370 @@
+package vm_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"osbuilder/daemon/internal/vm"
+	"osbuilder/daemon/internal/vmtest"
+	"osbuilder/pipe"
+)
+
+// never is longer than any test: what paces the follower then isn't this.
+const never = time.Hour
+
+func lines(n int) []pipe.Event {
+	var events []pipe.Event
+	for i := range n {
+		events = append(events, vmtest.LogEvent("a-job", int64(i), fmt.Sprint(i)))
+	}
+	return events
+}
+
+func TestFollowHandsOverEveryEventOnce(t *testing.T) {
+	r, p := up(t, quick)
+	var want []string
+	for i := range 300 {
+		text := fmt.Sprintf("line %d\n", i)
+		want = append(want, text)
+		p.Append(vmtest.LogEvent("a-job", 0, text))
+	}
+	r.sink.untilAt(t, p.End())
+	if diff := cmp.Diff(want, r.sink.texts()); diff != "" {
+		t.Error(diff)
+	}
+	if err := r.end(t); err != nil {
+		t.Errorf("Run: %v", err)
+	}
+}
+
+func TestFollowReadsMuchInFewReads(t *testing.T) {
+	srv := vmtest.New(t)
+	p := vmtest.NewPipe(t, srv.Dir())
+	for range 100 {
+		p.Append(lines(1000)...)
+	}
+	r := start(t, srv, newSink(pipe.Position{}), quick)
+	r.sink.untilAt(t, p.End())
+	if n := len(r.sink.texts()); n != 100_000 {
+		t.Errorf("%d events, want 100000", n)
+	}
+	// One read for 255 KiB, a few for the hello and the end.
+	if reads, most := srv.Requests("read"), int(p.End().Offset/261120)+20; reads > most {
+		t.Errorf("%d reads for %d bytes, want at most %d", reads, p.End().Offset, most)
+	}
+}
+
+func TestFollowIsWokenAtRest(t *testing.T) {
+	timings := quick
+	timings.Poll = never // only the watcher can help
+	r, p := up(t, timings)
+	for i := range 5 {
+		// Let it come to rest: the watcher is armed and nothing is read any more.
+		r.srv.AwaitWatcher(t, i+1)
+		p.Append(vmtest.LogEvent("a-job", 0, "wake up"))
+		r.sink.untilAt(t, p.End())
+	}
+	if r.logs.FilterMessageSnippet("no wake-ups").Len() != 0 {
+		t.Error("the watcher was complained about")
+	}
+}
+
+func TestFollowPollsWithoutWatcher(t *testing.T) {
+	for name, fault := range map[string]func(*vmtest.Faults){
+		"exec refused":        func(f *vmtest.Faults) { f.NoExec = true },
+		"one session allowed": func(f *vmtest.Faults) { f.MaxSessions = 1 },
+		"not installed":       func(f *vmtest.Faults) { f.NoInotify = true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := vmtest.New(t)
+			srv.Set(fault)
+			p := vmtest.NewPipe(t, srv.Dir())
+			timings := quick
+			timings.Poll = never
+			r := start(t, srv, newSink(pipe.Position{}), timings)
+			r.sink.untilAt(t, p.End())
+			untilLogged(t, r.logs, "no wake-ups from the builder, polling instead")
+			p.Append(lines(3)...)
+			r.sink.untilAt(t, p.End())
+			if n := r.logs.FilterMessage("no wake-ups from the builder, polling instead").Len(); n != 1 {
+				t.Errorf("%d lines about it, want 1", n)
+			}
+		})
+	}
+}
+
+func TestFollowPollCoversLostWakeUp(t *testing.T) {
+	r, p := up(t, quick)
+	r.srv.AwaitWatcher(t, 1)
+	r.srv.KillWatchers()
+	// Each finds its way by the poll, and the first that does has the watcher armed again.
+	events := time.NewTicker(4 * quick.Poll)
+	defer events.Stop()
+	for r.srv.Watchers() < 2 {
+		p.Append(lines(2)...)
+		r.sink.untilAt(t, p.End())
+		select {
+		case <-events.C:
+		case <-t.Context().Done():
+			t.Fatal("the watcher isn't armed again")
+		}
+	}
+}
+
+func TestWatcherIsReaped(t *testing.T) {
+	for name, end := range map[string]func(*rig, *testing.T){
+		"clean stop": func(r *rig, t *testing.T) {
+			if err := r.end(t); err != nil {
+				t.Error(err)
+			}
+		},
+		"cut": func(r *rig, _ *testing.T) { r.srv.Refuse() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			timings := quick
+			timings.Poll = never
+			r, _ := up(t, timings)
+			r.srv.AwaitWatcher(t, 1)
+			end(r, t)
+			ctx, cancel := context.WithTimeout(t.Context(), bound)
+			defer cancel()
+			if err := r.srv.Reaped(ctx); err != nil {
+				t.Errorf("processes are left in the VM: %v", err)
+			}
+		})
+	}
+}
+
+func TestFollowGoesOnAtPosition(t *testing.T) {
+	srv := vmtest.New(t)
+	p := vmtest.NewPipe(t, srv.Dir())
+	from := p.Append(lines(3)...)
+	p.Append(vmtest.LogEvent("a-job", 3, "next"))
+	r := start(t, srv, newSink(from), quick)
+	r.sink.untilAt(t, p.End())
+	if diff := cmp.Diff([]string{"next"}, r.sink.texts()); diff != "" {
+		t.Error(diff)
+	}
+	if hello, ok := r.b.Hello(); !ok || hello.Slots != 2 || hello.Generation != p.End().Generation {
+		t.Errorf("Hello: %+v, %v", hello, ok)
+	}
+}
+
+func TestFollowAcrossCuts(t *testing.T) {
+	srv := vmtest.New(t)
+	p := vmtest.NewPipe(t, srv.Dir())
+	srv.Set(func(f *vmtest.Faults) { f.CutAfter = 600_000 }) // two reads and a part of the third
+	var want []string
+	for _, e := range lines(15_000) {
+		want = append(want, string(e.Log.Data))
+	}
+	p.Append(lines(15_000)...)
+	r := start(t, srv, newSink(pipe.Position{}), quick)
+	r.sink.until(t, "two cuts", func(s *sink) bool { return len(s.reasons) >= 2 })
+	srv.Set(func(f *vmtest.Faults) { f.CutAfter = 0 })
+	r.sink.untilAt(t, p.End())
+	if diff := cmp.Diff(want, r.sink.texts()); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestFollowOldGenerations(t *testing.T) {
+	build := func(t *testing.T) (*vmtest.Server, *vmtest.Pipe, []pipe.Position) {
+		srv := vmtest.New(t)
+		p := vmtest.NewPipe(t, srv.Dir())
+		var after []pipe.Position
+		for i := 1; i <= 11; i++ { // two digits: their order is by number
+			after = append(after, p.Append(vmtest.LogEvent("a-job", 0, fmt.Sprintf("%d first", i))))
+			p.Append(vmtest.LogEvent("a-job", 0, fmt.Sprintf("%d second", i)))
+			if i < 11 {
+				p.Rotate(nil)
+			}
+		}
+		return srv, p, after
+	}
+	t.Run("all there", func(t *testing.T) {
+		srv, p, after := build(t)
+		r := start(t, srv, newSink(after[7]), quick)
+		r.sink.untilAt(t, p.End())
+		want := []string{"8 second", "9 first", "9 second", "10 first", "10 second", "11 first", "11 second"}
+		if diff := cmp.Diff(want, r.sink.texts()); diff != "" {
+			t.Error(diff)
+		}
+		if r.logs.FilterMessageSnippet("are gone").Len() != 0 {
+			t.Error("a warning though nothing is gone")
+		}
+	})
+	t.Run("the position's is gone", func(t *testing.T) {
+		srv, p, after := build(t)
+		for _, at := range []int{7, 8} {
+			if err := os.Remove(filepath.Join(srv.Dir(), after[at].Generation.File())); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r := start(t, srv, newSink(after[7]), quick)
+		r.sink.untilAt(t, p.End())
+		want := []string{"10 first", "10 second", "11 first", "11 second"}
+		if diff := cmp.Diff(want, r.sink.texts()); diff != "" {
+			t.Error(diff)
+		}
+		if r.logs.FilterMessageSnippet("are gone").Len() != 1 {
+			t.Error("no warning")
+		}
+	})
+	t.Run("of another disk", func(t *testing.T) {
+		srv, p, _ := build(t)
+		r := start(t, srv, newSink(pipe.Position{Generation: "40-00000000", Offset: 5}), quick)
+		r.sink.untilAt(t, p.End())
+		if diff := cmp.Diff([]string{"11 first", "11 second"}, r.sink.texts()); diff != "" {
+			t.Error(diff)
+		}
+	})
+	t.Run("zero is the current one's start", func(t *testing.T) {
+		srv, p, _ := build(t)
+		r := start(t, srv, newSink(pipe.Position{}), quick)
+		r.sink.untilAt(t, p.End())
+		if diff := cmp.Diff([]string{"11 first", "11 second"}, r.sink.texts()); diff != "" {
+			t.Error(diff)
+		}
+	})
+	t.Run("the old one lost its tail in a crash", func(t *testing.T) {
+		srv, p, after := build(t)
+		if err := os.Truncate(filepath.Join(srv.Dir(), after[9].Generation.File()), after[9].Offset-3); err != nil {
+			t.Fatal(err)
+		}
+		r := start(t, srv, newSink(after[9]), quick)
+		r.sink.untilAt(t, p.End())
+		if diff := cmp.Diff([]string{"11 first", "11 second"}, r.sink.texts()); diff != "" {
+			t.Error(diff)
+		}
+		if r.logs.FilterMessageSnippet("a crash of the VM").Len() != 1 {
+			t.Error("no warning")
+		}
+	})
+	t.Run("the old one ends within a line", func(t *testing.T) {
+		srv, p, after := build(t)
+		if err := os.Truncate(filepath.Join(srv.Dir(), after[9].Generation.File()), after[9].Offset+9); err != nil {
+			t.Fatal(err)
+		}
+		r := start(t, srv, newSink(after[9]), quick)
+		r.sink.untilAt(t, p.End())
+		if diff := cmp.Diff([]string{"11 first", "11 second"}, r.sink.texts()); diff != "" {
+			t.Error(diff)
+		}
+		if r.logs.FilterMessageSnippet("was cut off").Len() != 1 {
+			t.Error("no warning")
+		}
+	})
+}
+
+func TestFollowNoticesNewGeneration(t *testing.T) {
+	for name, poll := range map[string]time.Duration{"by its watcher": never, "by its poll": quick.Poll} {
+		t.Run(name, func(t *testing.T) {
+			timings := quick
+			timings.Poll = poll
+			srv := vmtest.New(t)
+			if poll != never {
+				srv.Set(func(f *vmtest.Faults) { f.NoExec = true })
+			}
+			p := vmtest.NewPipe(t, srv.Dir())
+			r := start(t, srv, newSink(pipe.Position{}), timings)
+			r.sink.untilUp(t, 1)
+			var want []string
+			for i := range 4 {
+				before, after := fmt.Sprint(i, " before"), fmt.Sprint(i, " after")
+				p.Append(vmtest.LogEvent("a-job", 0, before))
+				p.Rotate(nil)
+				p.Append(vmtest.LogEvent("a-job", 0, after))
+				if i%2 == 0 { // or two at once
+					r.sink.untilAt(t, p.End())
+				}
+				want = append(want, before, after)
+			}
+			r.sink.untilAt(t, p.End())
+			if diff := cmp.Diff(want, r.sink.texts()); diff != "" {
+				t.Error(diff)
+			}
+			if hello, _ := r.b.Hello(); hello.Generation != p.End().Generation {
+				t.Errorf("Hello is of %s, want %s", hello.Generation, p.End().Generation)
+			}
+			r.sink.until(t, "one link", func(s *sink) bool { return s.ups == 1 })
+		})
+	}
+}
+
+func TestFollowPassesOverWhatItCannotRead(t *testing.T) {
+	r, p := up(t, quick)
+	p.Raw([]byte("no event\n{\"seq\":2,\"time\":\"2026-01-01T00:00:00Z\",\"type\":\"telepathy\"}\n\n"))
+	p.Raw([]byte("nor this\n{\"seq\":3,\"time\":\"2026-01-01T00:00:00Z\",\"type\":\"telepathy\"}\n"))
+	p.Append(vmtest.LogEvent("a-job", 0, "goes on"))
+	r.sink.untilAt(t, p.End())
+	if diff := cmp.Diff([]string{"goes on"}, r.sink.texts()); diff != "" {
+		t.Error(diff)
+	}
+	for _, message := range []string{"unknown event passed over", "line that is no event passed over"} {
+		if n := r.logs.FilterMessage(message).Len(); n != 1 {
+			t.Errorf("%d lines %q, want 1", n, message)
+		}
+	}
+}
+
+func TestFollowReportsWhatMustNotBe(t *testing.T) {
+	for name, test := range map[string]struct {
+		harm func(*vmtest.Pipe)
+		want error
+	}{
+		"punched":  {func(p *vmtest.Pipe) { p.Raw(make([]byte, 4096)) }, pipe.ErrPunched},
+		"shrunk":   {func(p *vmtest.Pipe) { p.Truncate(p.End().Offset - 40) }, vm.ErrShrunk},
+		"too long": {func(p *vmtest.Pipe) { p.Raw([]byte(strings.Repeat("x", pipe.MaxLine+1))) }, pipe.ErrLineTooLong},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, p := up(t, quick)
+			good := p.Append(vmtest.LogEvent("a-job", 0, "good"))
+			r.sink.untilAt(t, good)
+			test.harm(p)
+			r.sink.until(t, name, func(s *sink) bool {
+				return len(s.reasons) > 0 && errors.Is(s.reasons[0], test.want) && s.position == good
+			})
+			r.sink.untilUp(t, 2) // it is tried again
+		})
+	}
+}
+
+func TestSinkErrorEndsRun(t *testing.T) {
+	srv := vmtest.New(t)
+	vmtest.NewPipe(t, srv.Dir())
+	s := newSink(pipe.Position{})
+	s.fail = errors.New("disk full")
+	r := start(t, srv, s, quick)
+	if err := r.wait(t); !errors.Is(err, s.fail) || !strings.Contains(err.Error(), "builder vm") {
+		t.Errorf("Run: %v", err)
+	}
+}
+
+func TestSinkHoldsReadingBack(t *testing.T) {
+	srv := vmtest.New(t)
+	p := vmtest.NewPipe(t, srv.Dir())
+	for range 20 {
+		p.Append(lines(1000)...)
+	}
+	s := newSink(pipe.Position{})
+	s.block = make(chan struct{})
+	r := start(t, srv, s, quick)
+	s.untilUp(t, 1)
+	if reads := srv.Requests("read"); reads > 3 {
+		t.Errorf("%d reads while nothing is taken", reads)
+	}
+	close(s.block)
+	s.untilAt(t, p.End())
+	if err := r.end(t); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,237 @@
+package vm_test
+
+import (
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"osbuilder/daemon/internal/vm"
+	"osbuilder/daemon/internal/vmtest"
+	"osbuilder/pipe"
+)
+
+// Each rung of the ladder breaks, is named, and is climbed once it is mended.
+func TestLadder(t *testing.T) {
+	set := func(f func(*vmtest.Faults)) func(*testing.T, *vmtest.Server) {
+		return func(_ *testing.T, srv *vmtest.Server) { srv.Set(f) }
+	}
+	out := func(srv *vmtest.Server) string { return filepath.Join(srv.Dir(), pipe.Out) }
+	for name, test := range map[string]struct {
+		harm func(*testing.T, *vmtest.Server)
+		mend func(*testing.T, *vmtest.Server)
+		rung vm.Rung
+		says string
+	}{
+		"nobody listens": {
+			func(_ *testing.T, srv *vmtest.Server) { srv.Refuse() },
+			func(_ *testing.T, srv *vmtest.Server) { srv.Listen() },
+			vm.RungTCP, "docker compose ps",
+		},
+		"QEMU listens, the VM doesn't": {
+			set(func(f *vmtest.Faults) { f.Silent = true }),
+			func(_ *testing.T, srv *vmtest.Server) {
+				srv.Set(func(f *vmtest.Faults) { f.Silent = false })
+			},
+			vm.RungSSH, "no SSH greeting from 127.0.0.1",
+		},
+		"another host key": {
+			set(func(f *vmtest.Faults) { f.WrongHostKey = true }),
+			set(func(f *vmtest.Faults) { f.WrongHostKey = false }),
+			vm.RungHostKey, "restart the VM so that it takes it",
+		},
+		"user key unknown": {
+			set(func(f *vmtest.Faults) { f.RefuseUser = true }),
+			set(func(f *vmtest.Faults) { f.RefuseUser = false }),
+			vm.RungUserKey, "refuses user builder with key SHA256:",
+		},
+		"no SFTP": {
+			set(func(f *vmtest.Faults) { f.NoSFTP = true }),
+			set(func(f *vmtest.Faults) { f.NoSFTP = false }),
+			vm.RungSFTP, "open an SFTP session",
+		},
+		"no posix-rename": {
+			set(func(f *vmtest.Faults) { f.NoPosixRename = true }),
+			set(func(f *vmtest.Faults) { f.NoPosixRename = false }),
+			vm.RungSFTP, "lacks posix-rename@openssh.com",
+		},
+		"no fsync": {
+			set(func(f *vmtest.Faults) { f.NoFsync = true }),
+			set(func(f *vmtest.Faults) { f.NoFsync = false }),
+			vm.RungSFTP, "lacks fsync@openssh.com",
+		},
+		"no pipe_out": {
+			func(t *testing.T, srv *vmtest.Server) {
+				if err := os.Rename(out(srv), out(srv)+"-away"); err != nil {
+					t.Error(err)
+				}
+			},
+			func(t *testing.T, srv *vmtest.Server) {
+				if err := os.Rename(out(srv)+"-away", out(srv)); err != nil {
+					t.Error(err)
+				}
+			},
+			vm.RungPipe, "the runner in the VM has not started",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := vmtest.New(t)
+			p := vmtest.NewPipe(t, srv.Dir())
+			test.harm(t, srv)
+			timings := quick
+			timings.Handshake = time.Second
+			r := start(t, srv, newSink(pipe.Position{}), timings)
+			err := r.sink.untilRung(t, test.rung)
+			if !strings.Contains(err.Error(), test.says) {
+				t.Errorf("it says %q, want %q in it", err, test.says)
+			}
+			if _, ok := r.b.Hello(); ok {
+				t.Error("Hello says that the link is up")
+			}
+			if err := r.b.Send(t.Context(), []byte("true\n")); !errors.Is(err, vm.ErrDown) || !strings.Contains(err.Error(), test.says) {
+				t.Errorf("Send: %v", err)
+			}
+			if _, err := r.b.Copy(t.Context(), "/x", 0, io.Discard); !errors.Is(err, vm.ErrDown) {
+				t.Errorf("Copy: %v", err)
+			}
+			test.mend(t, srv)
+			r.sink.untilUp(t, 1)
+			r.sink.untilAt(t, p.End())
+			if n := r.logs.FilterMessage("builder can't be reached yet").Len(); n != 1 {
+				t.Errorf("%d lines about it, want 1", n)
+			}
+		})
+	}
+}
+
+func TestHelloThatCannotBeReadNamesTheRung(t *testing.T) {
+	const time = `"time":"2026-01-01T00:00:00Z"`
+	for name, test := range map[string]struct {
+		line string
+		rung vm.Rung
+		says string
+	}{
+		"empty":          {"", vm.RungPipe, "no hello"},
+		"half a line":    {`{"seq":1`, vm.RungPipe, "no hello"},
+		"garbage":        {"garbage\n", vm.RungPipe, "malformed event"},
+		"punched":        {strings.Repeat("\x00", 5000), vm.RungPipe, "punched"},
+		"no end":         {strings.Repeat("x", pipe.MaxLine+5), vm.RungPipe, "too long"},
+		"another event":  {`{"seq":1,` + time + `,"type":"accepted","accepted":{"request":"x"}}` + "\n", vm.RungPipe, `first event is "accepted"`},
+		"newer protocol": {`{"seq":1,` + time + `,"type":"hello","hello":{"generation":"1-00000000","protocol":2,"runner":"9.0","image":"i"}}` + "\n", vm.RungProtocol, "version 2"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := vmtest.New(t)
+			if err := os.WriteFile(filepath.Join(srv.Dir(), pipe.Out), []byte(test.line), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			r := start(t, srv, newSink(pipe.Position{}), quick)
+			if err := r.sink.untilRung(t, test.rung); !strings.Contains(err.Error(), test.says) {
+				t.Errorf("it says %q, want %q in it", err, test.says)
+			}
+		})
+	}
+}
+
+func TestLongHello(t *testing.T) {
+	srv := vmtest.New(t)
+	p := vmtest.NewPipe(t, srv.Dir())
+	p.Rotate(func(h *pipe.Hello) {
+		for i := range 5000 {
+			h.Jobs = append(h.Jobs, pipe.JobRef{Job: "20260101-000000-abcdef", Attempt: i + 1})
+		}
+	})
+	r := start(t, srv, newSink(pipe.Position{}), quick)
+	r.sink.untilAt(t, p.End())
+	if hello, _ := r.b.Hello(); len(hello.Jobs) != 5000 {
+		t.Errorf("%d jobs in the hello", len(hello.Jobs))
+	}
+}
+
+func TestWrongHostKeyIsRetriedSlowly(t *testing.T) {
+	srv := vmtest.New(t)
+	vmtest.NewPipe(t, srv.Dir())
+	srv.Set(func(f *vmtest.Faults) { f.WrongHostKey = true })
+	timings := quick
+	timings.RetryHostKey = never
+	r := start(t, srv, newSink(pipe.Position{}), timings)
+	r.sink.untilRung(t, vm.RungHostKey)
+	if srv.Logins() != 0 {
+		t.Error("logged in at a stranger's")
+	}
+	if err := r.end(t); err != nil { // and the wait ends with the context
+		t.Error(err)
+	}
+}
+
+func TestRungsAreNewsOnce(t *testing.T) {
+	srv := vmtest.New(t)
+	vmtest.NewPipe(t, srv.Dir())
+	srv.Set(func(f *vmtest.Faults) { f.RefuseUser = true })
+	timings := quick
+	timings.Remind = 50 * time.Millisecond
+	r := start(t, srv, newSink(pipe.Position{}), timings)
+	untilLogged(t, r.logs, "builder still can't be reached")
+	srv.Set(func(f *vmtest.Faults) { f.RefuseUser, f.NoSFTP = false, true })
+	r.sink.untilRung(t, vm.RungSFTP)
+	srv.Set(func(f *vmtest.Faults) { f.NoSFTP = false })
+	r.sink.untilUp(t, 1)
+	if n := r.logs.FilterMessage("builder can't be reached yet").Len(); n != 2 {
+		t.Errorf("%d lines about two rungs", n)
+	}
+	r.sink.until(t, "two reasons", func(s *sink) bool { return len(s.reasons) == 2 })
+}
+
+func TestSilentLinkIsClosed(t *testing.T) {
+	timings := quick
+	timings.Keepalive, timings.KeepaliveReply = 20*time.Millisecond, 200*time.Millisecond
+	r, p := up(t, timings)
+	r.sink.untilAt(t, p.End())
+	r.srv.Freeze()
+	r.sink.until(t, "its cause", func(s *sink) bool {
+		return len(s.reasons) > 0 && errors.Is(s.reasons[0], vm.ErrStalled) && strings.Contains(s.reasons[0].Error(), "keepalive")
+	})
+	r.sink.untilUp(t, 2)
+	p.Append(lines(1)...)
+	r.sink.untilAt(t, p.End())
+}
+
+func TestCallWithoutAnswerClosesTheLink(t *testing.T) {
+	timings := quick
+	timings.Call = 200 * time.Millisecond
+	r, p := up(t, timings)
+	r.sink.untilAt(t, p.End())
+	r.srv.Set(func(f *vmtest.Faults) { f.StallReads = pipe.Out })
+	r.sink.until(t, "its cause", func(s *sink) bool {
+		return len(s.reasons) > 0 && errors.Is(s.reasons[0], vm.ErrStalled)
+	})
+	r.srv.Set(func(f *vmtest.Faults) { f.StallReads = "" })
+	r.sink.untilUp(t, 2)
+}
+
+func TestRunEndsWhileEverythingHangs(t *testing.T) {
+	for name, harm := range map[string]func(*vmtest.Server){
+		"frozen":  (*vmtest.Server).Freeze,
+		"stalled": func(srv *vmtest.Server) { srv.Set(func(f *vmtest.Faults) { f.StallReads = pipe.Out }) },
+		"gone":    (*vmtest.Server).Refuse,
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, p := up(t, quick)
+			r.sink.untilAt(t, p.End())
+			harm(r.srv)
+			if err := r.end(t); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	t.Run("silent", func(t *testing.T) {
+		srv := vmtest.New(t)
+		srv.Set(func(f *vmtest.Faults) { f.Silent = true })
+		r := start(t, srv, newSink(pipe.Position{}), quick)
+		if err := r.end(t); err != nil {
+			t.Error(err)
+		}
+	})
+}
