@@ -161,6 +161,9 @@ func (w *Writer) note(text string) error {
 // write appends data and hands out the lines that it completes. It writes at
 // an offset, so that a write that broke off is written over by the next.
 func (w *Writer) write(data []byte) error {
+	if len(data) == 0 {
+		return nil
+	}
 	w.dirty = true
 	if _, err := w.file.WriteAt(data, w.mark.File); err != nil {
 		// Whoever reads the file meanwhile finds whole events.

@@ -250,3 +250,13 @@ func TestRestartsKeepEveryByteOnce(t *testing.T) {
 		})
 	}
 }
+
+// An event without data, beyond what was seen: the hole is said, no more.
+func TestEmptyBeyondTheEnd(t *testing.T) {
+	o := open(t, t.TempDir(), job.Mark{})
+	o.append(t, 1, 10, "")
+	o.append(t, 1, 10, "x\n")
+	if diff := cmp.Diff([]string{"[osbuilder: 10 bytes of output were lost with the VM]", "x"}, o.lines); diff != "" {
+		t.Errorf("lines (-want +got):\n%s", diff)
+	}
+}

@@ -84,8 +84,8 @@ func (d *Dispatcher) Add(b Builder) {
 	d.workers[b.Name()] = &worker{builder: b, why: "no link to " + b.Name() + " yet"}
 }
 
-// errStopped answers whoever calls after Run has returned.
-var errStopped = errors.New("the dispatcher has stopped")
+// ErrStopped answers whoever calls while Run is ending.
+var ErrStopped = errors.New("the dispatcher has stopped")
 
 // do runs f on the owner's goroutine and returns its error. The context that f
 // gets is the owner's: a caller who leaves early doesn't tear off a write.
@@ -198,6 +198,9 @@ func (d *Dispatcher) take(ctx context.Context, id job.ID) error {
 	if err != nil {
 		return fmt.Errorf("read job %s: %w", id, err)
 	}
+	if j.State != job.Queued || j.Attempt > 0 {
+		return nil // a late notice of a job that went its way already
+	}
 	f := &flight{job: j}
 	if err := d.openLog(f, job.Mark{}); err != nil {
 		return err
@@ -306,7 +309,7 @@ func (d *Dispatcher) drain(ctx context.Context) error {
 		case c := <-d.commands:
 			// A report that comes this late is not acted upon: the records say
 			// what is left to do, and the next start does it.
-			c.done <- errStopped
+			c.done <- ErrStopped
 		}
 	}
 }
@@ -326,7 +329,7 @@ func (d *Dispatcher) closeLogs() error {
 func (d *Dispatcher) begin(ctx context.Context, work func(ctx context.Context) error, then func(ctx context.Context, err error) error) {
 	d.group.Go(func() {
 		err := work(ctx)
-		// errStopped, or a stop before the owner listened: nothing is left to tell.
+		// ErrStopped, or a stop before the owner listened: nothing is left to tell.
 		_ = d.do(ctx, func(ctx context.Context) error { return then(ctx, err) })
 	})
 }
