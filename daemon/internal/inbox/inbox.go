@@ -1,0 +1,349 @@
+// Package inbox turns what is dropped into the jobs folder into jobs: each
+// drop once, whole, whatever is killed meanwhile.
+//
+// A drop is taken when it has stood still for a while. It is copied to the
+// state folder and synced, then recorded with its key, then moved to
+// .taken/ID/NAME. Stopped between any two of these, the next start goes on: a
+// drop whose key is on record is moved, not taken again. Where it can't be
+// moved it stays, and its key says that it was taken.
+package inbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"osbuilder/daemon/internal/disk"
+	"osbuilder/daemon/internal/hint"
+	"osbuilder/daemon/internal/job"
+	"osbuilder/pipe"
+)
+
+// Names in the jobs folder that are ours.
+const (
+	takenDir    = ".taken"   // of drops that became jobs, below their IDs
+	rejectedDir = "rejected" // of drops that can't be jobs
+)
+
+// A Store keeps the records.
+type Store interface {
+	// Create records a job. It fails if there is one of that ID or drop key.
+	Create(ctx context.Context, j job.Job) (job.Job, error)
+	Get(ctx context.Context, id job.ID) (job.Job, error)
+	// FindDrop returns the job that was made from the drop with that key.
+	FindDrop(ctx context.Context, key string) (job.ID, error)
+}
+
+// Config is what an Inbox needs. A zero duration or function has a default.
+type Config struct {
+	Dir   string // the folder that users put jobs into
+	State string // below it the copies go to jobs/ID/source
+
+	Settle       time.Duration // a file that stood still so long is whole
+	SettleFolder time.Duration // a folder, and all in it; five times Settle
+	Rescan       time.Duration // the folder is read so often at least; 10 s
+	JobTimeout   time.Duration // of every job
+
+	// Classify says by which recipe a drop of that name is built.
+	Classify func(drop string, isDir bool) (job.Recipe, error)
+	// Check says what is wrong with a file. An [fs.PathError] means that it
+	// could not be read; any other error, that it can't be a job.
+	Check func(recipe job.Recipe, path string) error
+	// NotFound is what the store's errors wrap where there is no such record.
+	NotFound error
+
+	Now    func() time.Time // for IDs and records
+	Random func() uint64    // for IDs
+}
+
+// An Inbox takes drops. Make it with New.
+type Inbox struct {
+	cfg   Config
+	store Store
+	log   *zap.Logger
+
+	drops map[string]*drop  // what lies in the folder, by name; Run's alone
+	said  map[string]string // what was last said about the folder itself
+
+	deaf bool              // tests: no events come, as on some network file systems
+	step func(name string) // tests: called after each step
+}
+
+// A drop is what is known of one name in the folder.
+type drop struct {
+	stamp stamp
+	since time.Time // it stood still since then, as far as was seen
+	look  time.Time // not looked at before
+	done  bool      // with this stamp all is done, only it could not be moved
+	said  string    // the last thing said about it
+}
+
+// New returns an Inbox; Run makes it work.
+func New(cfg Config, s Store, log *zap.Logger) *Inbox {
+	if cfg.SettleFolder == 0 {
+		cfg.SettleFolder = 5 * cfg.Settle
+	}
+	if cfg.Rescan == 0 {
+		cfg.Rescan = 10 * time.Second
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Random == nil {
+		cfg.Random = rand.Uint64
+	}
+	return &Inbox{cfg: cfg, store: s, log: log, drops: make(map[string]*drop), said: make(map[string]string)}
+}
+
+func (b *Inbox) did(step string) {
+	if b.step != nil {
+		b.step(step)
+	}
+}
+
+// Run takes drops until ctx ends and sends the ID of each job that it
+// recorded. An ID can come twice, and for a job that is known from before: one
+// that was recorded but not yet begun when the daemon stopped.
+func (b *Inbox) Run(ctx context.Context, taken chan<- job.ID) error {
+	if err := b.sweep(ctx); err != nil {
+		return fmt.Errorf("clean up the inbox's copies: %w", err)
+	}
+	w := b.newWatcher()
+	defer w.close()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-timer.C:
+		case e := <-w.events():
+			w.note(e)
+			// Who writes a file makes many events: one look is for all.
+			if !w.gather(ctx, b.gap()) {
+				return ctx.Err()
+			}
+		case err := <-w.errors():
+			// An overflow, as a rule: a look at everything makes good for it.
+			b.log.Debug("events were lost", zap.Error(err))
+		}
+		// First the watch, then the scan: what comes between the two is seen.
+		switch err := w.watch(b.cfg.Dir); {
+		case err == nil:
+			delete(b.said, "watch")
+		case !errors.Is(err, fs.ErrNotExist): // of a folder that isn't there the scan tells
+			b.say("watch", "jobs folder can't be watched, it is read every so often only", err)
+		}
+		timer.Reset(b.scan(ctx, taken))
+	}
+}
+
+// gap is for how long events are gathered before a look.
+func (b *Inbox) gap() time.Duration {
+	return min(max(b.cfg.Settle/10, time.Millisecond), 200*time.Millisecond)
+}
+
+// scan looks at everything in the folder and returns when to do so again.
+func (b *Inbox) scan(ctx context.Context, taken chan<- job.ID) time.Duration {
+	entries, err := os.ReadDir(b.cfg.Dir)
+	if err != nil {
+		b.say("read", "jobs folder can't be read, trying again", hint.With(err,
+			"Make the folder and give it to PUID:PGID: `docker compose up init` does both."))
+		return b.cfg.Rescan
+	}
+	if _, failing := b.said["read"]; failing {
+		delete(b.said, "read")
+		b.log.Info("jobs folder is there again")
+	}
+	next := time.Now().Add(b.cfg.Rescan)
+	there := make(map[string]bool, len(entries))
+	for _, e := range entries {
+		if ctx.Err() != nil {
+			return 0
+		}
+		if ignored(e.Name()) {
+			continue
+		}
+		there[e.Name()] = true
+		if due := b.look(ctx, e.Name(), taken); !due.IsZero() && due.Before(next) {
+			next = due
+		}
+	}
+	for name := range b.drops {
+		if !there[name] {
+			delete(b.drops, name)
+		}
+	}
+	return max(time.Until(next), time.Millisecond)
+}
+
+// look sees whether a drop stands still, and takes it if it has for long
+// enough. It returns when to look again, or zero: with the next scan.
+func (b *Inbox) look(ctx context.Context, name string, taken chan<- job.ID) time.Time {
+	now := time.Now()
+	d := b.drops[name]
+	if d != nil && now.Before(d.look) {
+		return d.look
+	}
+	s, err := stampOf(filepath.Join(b.cfg.Dir, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		delete(b.drops, name)
+		return time.Time{}
+	}
+	if d == nil {
+		d = &drop{since: now}
+		b.drops[name] = d
+	}
+	if err != nil {
+		b.wait(d, name, err)
+		return time.Time{}
+	}
+	if s != d.stamp || s.locked {
+		*d = drop{stamp: s, since: now}
+	}
+	if d.done {
+		return time.Time{}
+	}
+	settle := b.cfg.Settle
+	if s.kind.IsDir() {
+		settle = b.cfg.SettleFolder
+	}
+	if still := now.Sub(d.since); still < settle || s.locked {
+		due := d.since.Add(settle)
+		if s.kind.IsDir() {
+			// A whole tree is not read anew for each event beside it.
+			d.look = now.Add(min(b.cfg.Settle, settle-still))
+			due = d.look
+		}
+		return due
+	}
+	return b.settled(ctx, name, d, taken)
+}
+
+// settled deals with a drop that stands still.
+func (b *Inbox) settled(ctx context.Context, name string, d *drop, taken chan<- job.ID) time.Time {
+	err := b.take(ctx, name, d.stamp, taken)
+	var refused *refusal
+	if errors.As(err, &refused) {
+		err = b.reject(name, d.stamp, refused)
+	}
+	var stays *stuck
+	switch {
+	case err == nil, b.gone(name):
+		delete(b.drops, name)
+	case ctx.Err() != nil:
+	case errors.Is(err, errChanged):
+		*d = drop{}
+		return time.Now()
+	case errors.As(err, &stays):
+		d.done = true
+		b.log.Warn(stays.what, b.about(name, stays.err)...)
+	default:
+		b.wait(d, name, err)
+		d.look = time.Now().Add(b.cfg.Rescan)
+	}
+	return time.Time{}
+}
+
+func (b *Inbox) gone(name string) bool {
+	_, err := os.Lstat(filepath.Join(b.cfg.Dir, name))
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+// wait says, once, why a drop is not taken yet.
+func (b *Inbox) wait(d *drop, name string, err error) {
+	// Each try has an ID of its own, which makes no news.
+	if text := anyID.ReplaceAllString(err.Error(), "ID"); d.said != text {
+		d.said = text
+		b.log.Warn("drop waits, trying again", b.about(name, b.explain(err, d.stamp.size))...)
+	}
+}
+
+var anyID = regexp.MustCompile(`[0-9]{8}-[0-9]{6}-[0-9a-z]{6}`)
+
+// say tells of a fault of the folder itself, once until it changes.
+func (b *Inbox) say(about, message string, err error) {
+	if text := err.Error(); b.said[about] != text {
+		b.said[about] = text
+		b.log.Warn(message, b.about("", err)...)
+	}
+}
+
+// about returns what a line says about an error. Names are quoted by the
+// encoder, so that none can break a line.
+func (b *Inbox) about(name string, err error) []zap.Field {
+	fields := []zap.Field{zap.String("folder", b.cfg.Dir), zap.Error(err)}
+	if name != "" {
+		fields[0] = zap.String("drop", name)
+	}
+	if hints := hint.Of(err); len(hints) > 0 {
+		fields = append(fields, zap.String("hint", strings.Join(hints, " ")))
+	}
+	return fields
+}
+
+// explain adds what to do about the errors that users can mend. need is how
+// many bytes the drop has.
+func (b *Inbox) explain(err error, need int64) error {
+	switch {
+	case disk.Full(err):
+		free, _ := disk.Free(b.cfg.State)
+		return hint.With(fmt.Errorf("%w: %w", &disk.NoRoom{Path: b.cfg.State, Need: need, Free: free}, err),
+			"Make room on the disk of Docker's volumes. The drop is taken by itself then.")
+	case errors.Is(err, fs.ErrPermission):
+		return hint.With(err, fmt.Sprintf("The daemon runs as user %d, group %d and must be able to read the drop: chmod -R a+rX FILE", os.Getuid(), os.Getgid()))
+	}
+	return err
+}
+
+// sweep removes copies whose job was never recorded: their drops still lie in
+// the folder.
+func (b *Inbox) sweep(ctx context.Context) error {
+	jobs := filepath.Join(b.cfg.State, "jobs")
+	if err := disk.MkdirAll(jobs, 0o700); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(jobs)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		path := filepath.Join(jobs, e.Name())
+		if strings.HasPrefix(e.Name(), newPrefix) {
+			if err := os.RemoveAll(path); err != nil {
+				return err
+			}
+			continue
+		}
+		marker := filepath.Join(path, unrecorded)
+		if _, err := os.Lstat(marker); err != nil || !pipe.ValidID(e.Name()) {
+			continue
+		}
+		switch _, err := b.store.Get(ctx, job.ID(e.Name())); {
+		case err == nil:
+			err = os.Remove(marker)
+			if err != nil {
+				return err
+			}
+		case errors.Is(err, b.cfg.NotFound):
+			if err := os.RemoveAll(path); err != nil {
+				return err
+			}
+		default:
+			return fmt.Errorf("look for job %s: %w", e.Name(), err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,869 @@
+package inbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+	"golang.org/x/sys/unix"
+
+	"osbuilder/daemon/internal/job"
+	"osbuilder/daemon/internal/recipe"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var (
+	errNotFound = errors.New("not found")
+	errExists   = errors.New("exists")
+)
+
+// records is a Store that outlives the Inboxes of a test.
+type records struct {
+	mu   sync.Mutex
+	jobs map[job.ID]job.Job
+	fail error // of Create, which then records nothing
+	late error // of Create, which records all the same
+}
+
+func (r *records) Create(_ context.Context, j job.Job) (job.Job, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.fail != nil {
+		return job.Job{}, r.fail
+	}
+	for _, old := range r.jobs {
+		if old.ID == j.ID || old.DropKey == j.DropKey {
+			return job.Job{}, errExists
+		}
+	}
+	r.jobs[j.ID] = j
+	return j, r.late
+}
+
+func (r *records) setFail(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.fail = err
+}
+
+func (r *records) Get(_ context.Context, id job.ID) (job.Job, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	j, ok := r.jobs[id]
+	if !ok {
+		return job.Job{}, fmt.Errorf("get: %w", errNotFound)
+	}
+	return j, nil
+}
+
+func (r *records) FindDrop(_ context.Context, key string) (job.ID, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, j := range r.jobs {
+		if j.DropKey == key {
+			return j.ID, nil
+		}
+	}
+	return "", fmt.Errorf("find: %w", errNotFound)
+}
+
+// fixture is a jobs folder, a state folder and records, over which one Inbox
+// after the other can run.
+type fixture struct {
+	t       *testing.T
+	cfg     Config
+	records *records
+	logs    *observer.ObservedLogs
+	taken   chan job.ID
+	deaf    bool
+	step    func(string)
+}
+
+const (
+	settle = 2 * time.Second
+	rescan = 10 * time.Second
+)
+
+func newFixture(t *testing.T) *fixture {
+	t.Helper()
+	return &fixture{
+		t: t, deaf: true, records: &records{jobs: make(map[job.ID]job.Job)}, taken: make(chan job.ID, 1000),
+		cfg: Config{
+			Dir: t.TempDir(), State: t.TempDir(), Settle: settle, Rescan: rescan, JobTimeout: time.Hour,
+			Classify: recipe.Classify, Check: recipe.Check, NotFound: errNotFound,
+		},
+	}
+}
+
+// start runs an Inbox until stop is called or a step ends it.
+func (f *fixture) start() (stop func()) {
+	f.t.Helper()
+	core, logs := observer.New(zap.InfoLevel)
+	f.logs = logs
+	b := New(f.cfg, f.records, zap.New(core))
+	b.deaf, b.step = f.deaf, f.step
+	ctx, cancel := context.WithCancel(f.t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := b.Run(ctx, f.taken); !errors.Is(err, context.Canceled) {
+			f.t.Errorf("Run ended with %v", err)
+		}
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}
+
+// pass lets time pass in a bubble.
+func pass(d time.Duration) {
+	<-time.After(d)
+	synctest.Wait()
+}
+
+func (f *fixture) write(name, text string) string {
+	f.t.Helper()
+	path := filepath.Join(f.cfg.Dir, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		f.t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		f.t.Fatal(err)
+	}
+	return path
+}
+
+func list(t *testing.T, dir string) []string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	names := []string{}
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// inFolder returns what users see in the jobs folder.
+func (f *fixture) inFolder() []string {
+	return slices.DeleteFunc(list(f.t, f.cfg.Dir), func(name string) bool { return name == takenDir || name == rejectedDir })
+}
+
+func (f *fixture) wantInFolder(want ...string) {
+	f.t.Helper()
+	if diff := cmp.Diff(append([]string{}, want...), f.inFolder()); diff != "" {
+		f.t.Errorf("jobs folder (-want +got):\n%s", diff)
+	}
+}
+
+// wantJobs checks that there is one job, and all that belongs to it, for each
+// of the drops with their texts, in any order.
+func (f *fixture) wantJobs(drops map[string]string) {
+	f.t.Helper()
+	got := make(map[string]string)
+	var ids []string
+	for id, j := range f.records.jobs {
+		ids = append(ids, string(id))
+		copied, err := os.ReadFile(filepath.Join(f.cfg.State, "jobs", string(id), "source", j.Entry))
+		if err != nil {
+			f.t.Errorf("the job's copy: %v", err)
+		}
+		if _, twice := got[j.Drop]; twice {
+			f.t.Errorf("%q was taken twice", j.Drop)
+		}
+		got[j.Drop] = string(copied)
+		if diff := cmp.Diff([]string{"source"}, list(f.t, filepath.Join(f.cfg.State, "jobs", string(id)))); diff != "" {
+			f.t.Errorf("the job's folder (-want +got):\n%s", diff)
+		}
+		kept, err := os.ReadFile(filepath.Join(f.cfg.Dir, takenDir, string(id), j.Drop))
+		if err != nil || string(kept) != string(copied) {
+			f.t.Errorf("the drop was not kept: %q, %v", kept, err)
+		}
+	}
+	if diff := cmp.Diff(drops, got); diff != "" {
+		f.t.Errorf("jobs (-want +got):\n%s", diff)
+	}
+	slices.Sort(ids)
+	if diff := cmp.Diff(append([]string{}, ids...), append([]string{}, list(f.t, filepath.Join(f.cfg.State, "jobs"))...)); diff != "" {
+		f.t.Errorf("copies in the state folder (-jobs +copies):\n%s", diff)
+	}
+}
+
+// lines returns what was logged with a message that begins so.
+func (f *fixture) lines(message string) []observer.LoggedEntry {
+	return f.logs.Filter(func(e observer.LoggedEntry) bool { return strings.HasPrefix(e.Message, message) }).All()
+}
+
+func TestTake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		f.cfg.Now = func() time.Time { return time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC) }
+		f.cfg.Random = func() uint64 { return 7 }
+		f.write("hello world.sh", "echo hello\n")
+		stop := f.start()
+		defer stop()
+		pass(settle - time.Millisecond)
+		f.wantInFolder("hello world.sh")
+		pass(2 * time.Millisecond)
+		f.wantInFolder()
+		f.wantJobs(map[string]string{"hello world.sh": "echo hello\n"})
+
+		id := <-f.taken
+		got := f.records.jobs[id]
+		if got.DropKey == "" {
+			t.Error("no key of the drop")
+		}
+		got.DropKey = ""
+		now := f.cfg.Now()
+		want := job.Job{
+			ID: "20260102-030405-700000", Name: "hello-world", Drop: "hello world.sh", Recipe: job.RecipeScript,
+			Entry: "hello world.sh", State: job.Queued, Created: now, Updated: now, Timeout: time.Hour,
+			History: []job.Step{{Time: now, Event: job.Created, State: job.Queued}},
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("record (-want +got):\n%s", diff)
+		}
+	})
+}
+
+func TestAFileThatGrowsIsWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		defer f.start()()
+		want := ""
+		for i := range 10 {
+			want += fmt.Sprintf("echo %d\n", i)
+			f.write("slow.sh", want)
+			pass(settle * 3 / 4)
+			f.wantInFolder("slow.sh")
+		}
+		pass(rescan + settle)
+		f.wantJobs(map[string]string{"slow.sh": want})
+	})
+}
+
+// No event ever comes here: the rescan alone must do.
+func TestDropsAreFoundWithoutEvents(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		defer f.start()()
+		pass(time.Hour)
+		f.write("late.sh", "echo late\n")
+		pass(rescan + settle)
+		f.wantJobs(map[string]string{"late.sh": "echo late\n"})
+	})
+}
+
+func TestTheSameNameAgainIsANewJob(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		defer f.start()()
+		path := f.write("again.sh", "echo\n")
+		for range 3 {
+			pass(rescan + settle)
+			id := <-f.taken
+			f.wantInFolder()
+			// Moved back by the user: the same file, with the same content and mtime.
+			if err := os.Rename(filepath.Join(f.cfg.Dir, takenDir, string(id), "again.sh"), path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		pass(rescan + settle)
+		if len(f.records.jobs) != 4 {
+			t.Errorf("%d jobs, want 4", len(f.records.jobs))
+		}
+	})
+}
+
+func TestStrangeNames(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		drops := make(map[string]string)
+		for _, name := range []string{
+			"a b.sh", "new\nline.sh", `"quoted'.sh`, "ümläut-日本.sh", "$(touch x).sh", "-rf.sh", "..sh.sh", "Case.sh", "case.sh",
+			"*.sh", `back\slash.sh`, strings.Repeat("x", 252) + ".sh", "\x1b[31mred.sh",
+		} {
+			drops[name] = "echo " + fmt.Sprintf("%q", name) + "\n"
+			f.write(name, drops[name])
+		}
+		delete(drops, "..sh.sh") // hidden
+		defer f.start()()
+		pass(settle + time.Second)
+		f.wantInFolder("..sh.sh")
+		f.wantJobs(drops)
+		if n := len(f.taken); n != len(drops) {
+			t.Errorf("%d IDs came, want %d", n, len(drops))
+		}
+	})
+}
+
+func TestIgnored(t *testing.T) {
+	for _, name := range []string{
+		".hidden.sh", "a.sh~", ".a.sh.swp", "a.sh.swp", "#a.sh#", ".#a.sh", "4913", "a.sh.part", "a.sh.crdownload",
+		"a.sh.TMP", ".gitkeep", ".DS_Store", "rejected", ".taken",
+	} {
+		if !ignored(name) {
+			t.Errorf("%q is taken for a drop", name)
+		}
+	}
+	for _, name := range []string{"a.sh", "rejected.sh", "part.sh", "~a.sh", "#a.sh", "tmp"} {
+		if ignored(name) {
+			t.Errorf("%q is ignored", name)
+		}
+	}
+}
+
+func TestRejected(t *testing.T) {
+	tests := []struct {
+		name string
+		make func(t *testing.T, path string)
+		says string
+	}{
+		{"host.nix", file("{}"), "no .nix files"},
+		{"empty.sh", file(""), "it is empty"},
+		{"crlf.sh", file("echo\r\necho\r\n"), "line 1: its lines end as on Windows"},
+		{"bad\xff.sh", file("echo\n"), "not valid UTF-8"},
+		{"a \"b\"\n.txt", file("x"), "doesn't end in .sh"},
+		{"folder", folder, "it is a folder"},
+		{"folder.sh", folder, "it is a folder"},
+		{"link.sh", func(t *testing.T, path string) {
+			if err := os.Symlink("/etc/passwd", path); err != nil {
+				t.Fatal(err)
+			}
+		}, "it is a symbolic link"},
+		{"pipe.sh", func(t *testing.T, path string) {
+			if err := unix.Mkfifo(path, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}, "a named pipe"},
+		{"socket.sh", func(t *testing.T, path string) {
+			l, err := new(net.ListenConfig).Listen(t.Context(), "unix", path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.(*net.UnixListener).SetUnlinkOnClose(false)
+			_ = l.Close()
+		}, "a socket"},
+	}
+	for _, tt := range tests {
+		t.Run(fmt.Sprintf("%q", tt.name), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFixture(t)
+				path := filepath.Join(f.cfg.Dir, tt.name)
+				tt.make(t, path)
+				before, err := stampOf(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer f.start()()
+				pass(5*settle + time.Second)
+				f.wantInFolder()
+				rejected := filepath.Join(f.cfg.Dir, rejectedDir)
+				if after, err := stampOf(filepath.Join(rejected, tt.name)); err != nil || !after.moved(before) {
+					t.Errorf("it was not moved as it was: %v", err)
+				}
+				message, err := os.ReadFile(filepath.Join(rejected, tt.name+".txt"))
+				if err != nil || !strings.Contains(string(message), tt.says) || len(strings.Split(string(message), "\n")) != 4 {
+					t.Errorf("message %q, %v", message, err)
+				}
+				if len(f.records.jobs) > 0 || len(f.taken) > 0 {
+					t.Error("it became a job")
+				}
+				if lines := f.lines("drop rejected"); len(lines) != 1 || lines[0].ContextMap()["drop"] != tt.name {
+					t.Errorf("log: %v", f.logs.All())
+				}
+				if copies := list(t, filepath.Join(f.cfg.State, "jobs")); len(copies) > 0 {
+					t.Errorf("copies were left: %q", copies)
+				}
+			})
+		})
+	}
+}
+
+func file(text string) func(*testing.T, string) {
+	return func(t *testing.T, path string) {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func folder(t *testing.T, path string) {
+	if err := os.MkdirAll(filepath.Join(path, "deep"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	file("x")(t, filepath.Join(path, "deep", "file"))
+}
+
+func TestRejectedTwiceUnderOneName(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		defer f.start()()
+		long := strings.Repeat("ü", 120) + ".nix"
+		for i, text := range []string{"first", "second", "third"} {
+			f.write("x.nix", text)
+			f.write(long, text)
+			if i == 1 {
+				f.write("x.nix.txt", "a drop with the name of a message")
+			}
+			pass(rescan + settle)
+		}
+		rejected := filepath.Join(f.cfg.Dir, rejectedDir)
+		want := []string{
+			"x.nix", "x.nix-2", "x.nix-2.txt", "x.nix-3", "x.nix-3.txt", "x.nix.txt", "x.nix.txt-2", "x.nix.txt-2.txt",
+		}
+		got := slices.DeleteFunc(list(t, rejected), func(name string) bool { return strings.HasPrefix(name, "ü") })
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("rejected (-want +got):\n%s", diff)
+		}
+		for name, want := range map[string]string{"x.nix": "first", "x.nix-2": "second", "x.nix-3": "third"} {
+			if data, _ := os.ReadFile(filepath.Join(rejected, name)); string(data) != want {
+				t.Errorf("%s holds %q, want %q", name, data, want)
+			}
+		}
+		if n := len(list(t, rejected)) - len(got); n != 6 {
+			t.Errorf("%d files of the long name, want 6", n)
+		}
+		f.wantInFolder()
+	})
+}
+
+func TestAFolderIsLeftAloneWhileItGrows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		defer f.start()()
+		for i := range 8 { // as cp -r does; the top itself doesn't change
+			f.write(fmt.Sprintf("tree/deep/%d", i%3), strings.Repeat("x", i))
+			pass(settle * 4)
+			f.wantInFolder("tree")
+		}
+		lock := f.write("tree/.git/index.lock", "")
+		pass(time.Minute)
+		f.wantInFolder("tree")
+		if err := os.Remove(lock); err != nil {
+			t.Fatal(err)
+		}
+		pass(settle * 4)
+		f.wantInFolder("tree")
+		pass(settle*2 + rescan)
+		f.wantInFolder()
+	})
+}
+
+// Wherever it is killed, the next start makes one job of the drop.
+func TestStoppedAfterAnyStep(t *testing.T) {
+	var steps []string
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		f.write("job.sh", "echo job\n")
+		f.step = func(name string) { steps = append(steps, name) }
+		defer f.start()()
+		pass(settle * 2)
+	})
+	if len(steps) < 12 || steps[len(steps)-1] != "sent" {
+		t.Fatalf("steps: %q", steps)
+	}
+	for at, name := range steps {
+		t.Run(fmt.Sprintf("%d %s", at, name), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFixture(t)
+				f.write("job.sh", "echo job\n")
+				n := 0
+				f.step = func(string) {
+					if n == at {
+						runtime.Goexit() // as a kill does, it leaves everything as it is
+					}
+					n++
+				}
+				stop := f.start()
+				pass(settle * 2)
+				stop()
+				recorded := len(f.records.jobs)
+				f.step = nil
+				for range 2 { // and a start later, nothing more
+					stop := f.start()
+					pass(rescan + settle)
+					stop()
+				}
+				f.wantInFolder()
+				f.wantJobs(map[string]string{"job.sh": "echo job\n"})
+				if n := len(f.taken); n > 2 || n == 0 && recorded == 0 {
+					t.Errorf("%d IDs came", n)
+				}
+			})
+		})
+	}
+}
+
+func TestStoppedAfterAnyStepOfARejection(t *testing.T) {
+	for _, name := range []string{"message written", "rejected"} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFixture(t)
+				f.write("x.nix", "{}")
+				f.step = func(step string) {
+					if step == name {
+						runtime.Goexit()
+					}
+				}
+				stop := f.start()
+				pass(settle * 2)
+				stop()
+				f.step = nil
+				stop = f.start()
+				pass(settle * 2)
+				stop()
+				f.wantInFolder()
+				if diff := cmp.Diff([]string{"x.nix", "x.nix.txt"}, list(t, filepath.Join(f.cfg.Dir, rejectedDir))); diff != "" {
+					t.Errorf("rejected (-want +got):\n%s", diff)
+				}
+			})
+		})
+	}
+}
+
+func TestManyDropsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		drops := make(map[string]string)
+		for i := range 200 {
+			name := fmt.Sprintf("%03d.sh", i)
+			drops[name] = "echo " + name
+			f.write(name, drops[name])
+		}
+		defer f.start()()
+		pass(settle + time.Second)
+		f.wantInFolder()
+		f.wantJobs(drops)
+		if len(f.taken) != len(drops) {
+			t.Errorf("%d IDs came, want %d", len(f.taken), len(drops))
+		}
+	})
+}
+
+// A folder in which nothing can be moved: each drop becomes a job once, over
+// restarts too, and that is said once.
+func TestADropThatCantBeMovedIsRemembered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		f.write(takenDir, "not a folder")
+		f.write(rejectedDir, "not a folder")
+		f.write("a.sh", "echo a\n")
+		f.write("x.nix", "{}")
+		for range 3 {
+			stop := f.start()
+			pass(time.Minute)
+			f.wantInFolder("a.sh", "x.nix")
+			for _, message := range []string{"drop was taken but can't be moved", "drop rejected, but it can't be moved"} {
+				if lines := f.lines(message); len(lines) != 1 || lines[0].ContextMap()["hint"] == nil {
+					t.Errorf("log: %v", f.logs.All())
+				}
+			}
+			stop()
+			if len(f.records.jobs) != 1 {
+				t.Fatalf("%d jobs, want 1", len(f.records.jobs))
+			}
+		}
+		if len(f.taken) != 3 {
+			t.Errorf("%d IDs came", len(f.taken))
+		}
+		// Once somebody began the job, a start doesn't tell of it again.
+		for id, j := range f.records.jobs {
+			j.State, j.Attempt = job.Running, 1
+			f.records.jobs[id] = j
+		}
+		defer f.start()()
+		pass(time.Minute)
+		if len(f.taken) != 3 {
+			t.Errorf("%d IDs came", len(f.taken))
+		}
+		f.write("a.sh", "echo anew\n")
+		pass(rescan + settle)
+		if len(f.records.jobs) != 2 {
+			t.Errorf("%d jobs after the drop changed, want 2", len(f.records.jobs))
+		}
+		// As soon as it can be moved, it is.
+		for _, name := range []string{takenDir, rejectedDir} {
+			if err := os.Remove(filepath.Join(f.cfg.Dir, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		defer f.start()()
+		pass(rescan + settle)
+		f.wantInFolder()
+	})
+}
+
+func TestNoRoomInTheState(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		f.records.setFail(fmt.Errorf("insert: %w", unix.ENOSPC))
+		f.write("a.sh", "echo a\n")
+		defer f.start()()
+		pass(time.Minute)
+		f.wantInFolder("a.sh")
+		lines := f.lines("drop waits")
+		if len(lines) != 1 {
+			t.Fatalf("log: %v", f.logs.All())
+		}
+		fields := lines[0].ContextMap()
+		if !strings.Contains(fmt.Sprint(fields["error"]), "no room in "+f.cfg.State) || fields["hint"] == nil {
+			t.Errorf("log: %v", fields)
+		}
+		if copies := list(t, filepath.Join(f.cfg.State, "jobs")); len(copies) > 0 {
+			t.Errorf("copies pile up: %q", copies)
+		}
+		f.records.setFail(nil)
+		pass(rescan)
+		f.wantInFolder()
+		f.wantJobs(map[string]string{"a.sh": "echo a\n"})
+	})
+}
+
+func TestNoRoomForTheCopy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		if err := unix.Mount("tmpfs", f.cfg.State, "tmpfs", 0, "size=100k"); err != nil {
+			t.Skipf("no tmpfs can be mounted here: %v", err)
+		}
+		defer func() {
+			if err := unix.Unmount(f.cfg.State, 0); err != nil {
+				t.Error(err)
+			}
+		}()
+		full := filepath.Join(f.cfg.State, "full")
+		if err := os.WriteFile(full, make([]byte, 60_000), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		text := "#" + strings.Repeat("x", 60_000) + "\n"
+		f.write("a.sh", text)
+		defer f.start()()
+		pass(time.Minute)
+		f.wantInFolder("a.sh")
+		if lines := f.lines("drop waits"); len(lines) != 1 || !strings.Contains(fmt.Sprint(lines[0].ContextMap()["error"]), "no room") {
+			t.Fatalf("log: %v", f.logs.All())
+		}
+		if err := os.Remove(full); err != nil {
+			t.Fatal(err)
+		}
+		pass(rescan)
+		data, err := os.ReadFile(filepath.Join(f.cfg.State, "jobs", string(<-f.taken), "source", "a.sh"))
+		if err != nil || string(data) != text {
+			t.Errorf("copy has %d bytes, %v", len(data), err)
+		}
+	})
+}
+
+func TestARecordWhoseCreateSaidAnError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		f.records.late = errors.New("connection lost after the commit")
+		f.write("a.sh", "echo a\n")
+		stop := f.start()
+		pass(settle + rescan + time.Second)
+		f.wantInFolder()
+		if id := <-f.taken; f.records.jobs[id].Drop != "a.sh" {
+			t.Errorf("job %s came", id)
+		}
+		stop()
+		defer f.start()() // clears the copy's marker
+		pass(time.Second)
+		f.wantJobs(map[string]string{"a.sh": "echo a\n"})
+	})
+}
+
+func TestUnreadable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		check := f.cfg.Check
+		var denied atomic.Bool
+		denied.Store(true) // root reads everything, so chmod shows nothing
+		f.cfg.Check = func(r job.Recipe, path string) error {
+			if denied.Load() {
+				return &fs.PathError{Op: "open", Path: path, Err: unix.EACCES}
+			}
+			return check(r, path)
+		}
+		f.write("a.sh", "echo a\n")
+		defer f.start()()
+		pass(time.Minute)
+		f.wantInFolder("a.sh")
+		if lines := f.lines("drop waits"); len(lines) != 1 || !strings.Contains(fmt.Sprint(lines[0].ContextMap()["hint"]), "chmod") {
+			t.Fatalf("log: %v", f.logs.All())
+		}
+		denied.Store(false)
+		pass(rescan)
+		f.wantJobs(map[string]string{"a.sh": "echo a\n"})
+	})
+}
+
+// What users do to a drop while it is being taken.
+func TestChangesWhileADropIsTaken(t *testing.T) {
+	tests := []struct {
+		name   string
+		at     string
+		change func(f *fixture, path string)
+		want   []string // the texts of the jobs
+	}{
+		{"appended before the copy", "folder made", appendTo, []string{"echo 1\necho 2\n"}},
+		{"appended after the copy", "copied", appendTo, []string{"echo 1\necho 2\n"}},
+		{"replaced after the copy", "copied", replace, []string{"echo 3\n"}},
+		{"appended after the compare", "compared", appendTo, []string{"echo 1\n", "echo 1\necho 2\n"}},
+		{"replaced before the move", "shelf made", replace, []string{"echo 1\n", "echo 3\n"}},
+		{"appended before the move", "shelf made", appendTo, []string{"echo 1\n", "echo 1\necho 2\n"}},
+		{"removed before the copy", "folder made", remove, nil},
+		{"removed after the copy", "copied", remove, nil},
+		{"removed after the record", "recorded", remove, []string{"echo 1\n"}},
+		{"removed before the move", "shelf made", remove, []string{"echo 1\n"}},
+		{"a link in its place", "folder made", func(f *fixture, path string) {
+			remove(f, path)
+			if err := os.Symlink("/etc/hostname", path); err != nil {
+				f.t.Error(err)
+			}
+		}, nil},
+		{"a pipe in its place", "folder made", func(f *fixture, path string) {
+			remove(f, path)
+			if err := unix.Mkfifo(path, 0o644); err != nil {
+				f.t.Error(err)
+			}
+		}, nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFixture(t)
+				path := f.write("a.sh", "echo 1\n")
+				once := false
+				f.step = func(step string) {
+					if step == tt.at && !once {
+						once = true
+						tt.change(f, path)
+					}
+				}
+				defer f.start()()
+				pass(time.Minute)
+				f.wantInFolder()
+				var got []string
+				for id, j := range f.records.jobs {
+					data, err := os.ReadFile(filepath.Join(f.cfg.State, "jobs", string(id), "source", j.Entry))
+					if err != nil {
+						t.Error(err)
+					}
+					got = append(got, string(data))
+				}
+				slices.Sort(got)
+				if diff := cmp.Diff(tt.want, got); diff != "" {
+					t.Errorf("jobs (-want +got):\n%s", diff)
+				}
+				if waits := f.lines("drop waits"); len(waits) > 0 {
+					t.Errorf("log: %v", waits)
+				}
+			})
+		})
+	}
+}
+
+func appendTo(f *fixture, path string) {
+	w, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		f.t.Error(err)
+		return
+	}
+	defer w.Close()
+	if _, err := w.WriteString("echo 2\n"); err != nil {
+		f.t.Error(err)
+	}
+}
+
+func replace(f *fixture, path string) {
+	temp := f.write(".new", "echo 3\n")
+	if err := os.Rename(temp, path); err != nil {
+		f.t.Error(err)
+	}
+}
+
+func remove(f *fixture, path string) {
+	if err := os.Remove(path); err != nil {
+		f.t.Error(err)
+	}
+}
+
+func TestAReaderWhoIsAwayDoesNotKeepRunFromEnding(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		f.taken = make(chan job.ID)
+		f.write("a.sh", "echo a\n")
+		f.write("b.sh", "echo b\n")
+		stop := f.start()
+		pass(time.Minute)
+		stop()
+		if len(f.records.jobs) != 1 {
+			t.Errorf("%d jobs", len(f.records.jobs))
+		}
+		f.wantInFolder("b.sh")
+	})
+}
+
+func TestAFolderThatIsMissing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		f.cfg.Dir = filepath.Join(f.cfg.Dir, "jobs")
+		defer f.start()()
+		pass(time.Hour)
+		if lines := f.lines("jobs folder can't be read"); len(lines) != 1 || lines[0].ContextMap()["hint"] == nil {
+			t.Fatalf("log: %v", f.logs.All())
+		}
+		f.write("a.sh", "echo a\n")
+		pass(rescan + settle)
+		f.wantJobs(map[string]string{"a.sh": "echo a\n"})
+		if len(f.lines("jobs folder is there again")) != 1 {
+			t.Errorf("log: %v", f.logs.All())
+		}
+	})
+}
+
+func TestSweepKeepsWhatIsOnRecord(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		f.records.jobs["20260101-000000-recded"] = job.Job{ID: "20260101-000000-recded"}
+		jobs := filepath.Join(f.cfg.State, "jobs")
+		for _, path := range []string{
+			"20260101-000000-recded/unrecorded", "20260101-000000-recded/build.log", "20260101-000000-orphan/unrecorded",
+			"20260101-000000-nomark/build.log", ".new-20260101-000000-halfcp/unrecorded", "of somebody/unrecorded",
+		} {
+			if err := os.MkdirAll(filepath.Join(jobs, filepath.Dir(path)), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			file("")(t, filepath.Join(jobs, path))
+		}
+		defer f.start()()
+		pass(time.Second)
+		want := []string{"20260101-000000-nomark", "20260101-000000-recded", "of somebody"}
+		if diff := cmp.Diff(want, list(t, jobs)); diff != "" {
+			t.Errorf("copies (-want +got):\n%s", diff)
+		}
+		if diff := cmp.Diff([]string{"build.log"}, list(t, filepath.Join(jobs, "20260101-000000-recded"))); diff != "" {
+			t.Errorf("of the recorded job (-want +got):\n%s", diff)
+		}
+	})
+}
