@@ -105,13 +105,33 @@ drop_job() {
   say "==> Put examples/hello-iso.sh into $jobs. The sidecar says from here on:"
 }
 
+# follow: what the sidecar says from STARTED on, into a file. By the program itself and not by our function, whose process
+# would leave it behind when it is ended.
+follow() {
+  : >"$LOGS/sidecar.log"
+  SHOWN=0
+  "${COMPOSE[@]}" "${PROJECT_ENV[@]}" --ansi never logs -f --no-log-prefix --since "$STARTED" sidecar \
+    >"$LOGS/sidecar.log" 2>&1 </dev/null &
+  FOLLOW=$!
+}
+
+# show: what has been added to that file since the last time.
+show() {
+  local size
+  size=$(wc -c <"$LOGS/sidecar.log" | tr -d ' ')
+  [ "$size" -gt "$SHOWN" ] || return 0
+  tail -c "+$((SHOWN + 1))" "$LOGS/sidecar.log" | head -c "$((size - SHOWN))"
+  SHOWN=$size
+}
+
 # wait_for_job: until the job that was dropped has ended. Sets RESULT, its folder.
 wait_for_job() {
   local start result
   start=$(date +%s)
   RESULT=
   while [ -z "$RESULT" ]; do
-    sleep 1
+    sleep 0.5
+    show
     for result in $(results_in "$OUTPUT/hello-iso"); do
       printf '%s\n' "$BEFORE" | grep -qxF "$result" || RESULT=$result
     done
@@ -122,6 +142,7 @@ wait_for_job() {
   done
   # The last lines of the log are still on their way.
   sleep 1
+  show
   kill "$FOLLOW" 2>/dev/null
   FOLLOW=
 }
@@ -181,8 +202,7 @@ fi
 step build "Building the sidecar, the VM's boot image and its container (minutes the first time, seconds later)" compose --progress plain build
 STARTED=$(date -u +%Y-%m-%dT%H:%M:%SZ)
 step up "Starting them" compose up -d
-compose logs -f --no-log-prefix --no-color --since "$STARTED" sidecar </dev/null &
-FOLLOW=$!
+follow
 drop_job
 wait_for_job
 report
