@@ -1,0 +1,209 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/crypto/ssh/knownhosts"
+	"golang.org/x/sync/errgroup"
+
+	"osbuilder/daemon/internal/buildlog"
+	"osbuilder/daemon/internal/config"
+	"osbuilder/daemon/internal/deliver"
+	"osbuilder/daemon/internal/dispatch"
+	"osbuilder/daemon/internal/health"
+	"osbuilder/daemon/internal/hint"
+	"osbuilder/daemon/internal/inbox"
+	"osbuilder/daemon/internal/job"
+	"osbuilder/daemon/internal/logging"
+	"osbuilder/daemon/internal/recipe"
+	"osbuilder/daemon/internal/store"
+	"osbuilder/daemon/internal/vm"
+)
+
+const (
+	answerTimeout = 30 * time.Second // a VM without KVM needs a few seconds
+	syncEvery     = time.Second
+	retryAfter    = 2 * time.Second
+)
+
+// run is the daemon: it wires the parts and runs them until ctx is done or
+// one of them can't go on.
+func run(ctx context.Context, cfg config.Config, stdout io.Writer) (err error) {
+	log, output, err := logging.New(cfg.LogFormat, cfg.LogLevel, stdout)
+	if err != nil {
+		return err
+	}
+	// The log is the first part to run and the last to stop.
+	logging, stopLogging := context.WithCancel(context.WithoutCancel(ctx))
+	logged := make(chan error, 1)
+	go func() { logged <- output.Run(logging) }()
+	defer func() {
+		stopLogging()
+		err = errors.Join(err, <-logged)
+	}()
+
+	records, err := store.Open(ctx, filepath.Join(cfg.Paths.State, "osbuilder.db"))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, records.Close()) }()
+
+	d, err := dispatcher(ctx, cfg, records, log)
+	if err != nil {
+		return err
+	}
+	links, err := builders(ctx, cfg, d, log)
+	if err != nil {
+		return err
+	}
+	drops := inbox.New(inbox.Config{
+		Dir: cfg.Paths.Jobs, State: cfg.Paths.State,
+		Settle: cfg.Settle, Rescan: cfg.Rescan, JobTimeout: cfg.JobTimeout,
+		Classify: recipe.Classify, Check: recipe.Check,
+		NotFound: store.ErrNotFound,
+	}, records, log)
+	checks := &health.Server{Path: cfg.Paths.Health, Probe: d.Probe, Log: log}
+
+	log.Info("sidecar started", zap.String("version", version), zap.String("jobs", cfg.Paths.Jobs), zap.Int("builders", len(links)))
+	parts, ctx := errgroup.WithContext(ctx)
+	taken := make(chan job.ID)
+	parts.Go(func() error { return d.Run(ctx, taken) })
+	parts.Go(stopped(ctx, func() error { return drops.Run(ctx, taken) }))
+	parts.Go(stopped(ctx, func() error { return checks.Run(ctx) }))
+	for _, l := range links {
+		parts.Go(stopped(ctx, func() error { return l.Run(ctx) }))
+	}
+	err = parts.Wait()
+	log.Info("sidecar stopped")
+	return err
+}
+
+// stopped makes a part's end by ctx, or by the dispatcher's end, no error.
+func stopped(ctx context.Context, part func() error) func() error {
+	return func() error {
+		err := part()
+		if ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, dispatch.ErrStopped)) {
+			return nil
+		}
+		return err
+	}
+}
+
+// dispatcher makes the part that owns the jobs, with those on record.
+func dispatcher(ctx context.Context, cfg config.Config, records *store.SQLite, log *zap.Logger) (*dispatch.Dispatcher, error) {
+	owner, err := records.Owner(ctx)
+	if err != nil {
+		return nil, err
+	}
+	jobs, damaged, err := records.Unsettled(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, bad := range damaged {
+		log.Error("record is damaged and was set aside; the others go on", zap.String("id", string(bad.ID)), zap.Error(bad.Err))
+	}
+	publisher := &deliver.Publisher{Output: cfg.Paths.Output, State: cfg.Paths.State}
+	open := make(map[job.ID]bool, len(jobs))
+	for _, j := range jobs {
+		open[j.ID] = true
+	}
+	if err := publisher.Clean(ctx, func(id job.ID) bool { return open[id] }); err != nil {
+		log.Warn("left-over downloads could not be removed", zap.Error(err))
+	}
+	return dispatch.New(dispatch.Config{
+		Owner: owner, TakeOver: cfg.TakeOver, Store: records, Log: log, Now: time.Now,
+		AnswerTimeout: answerTimeout, SyncEvery: syncEvery, RetryAfter: retryAfter,
+		Body: func(j job.Job) ([]byte, error) {
+			return recipe.Body(j, filepath.Join(cfg.Paths.State, "jobs", string(j.ID), "source"))
+		},
+		OpenLog: func(j job.Job, m job.Mark) (dispatch.Log, error) {
+			return buildlog.Open(cfg.Paths.State, j.ID, m, buildLine(log, j.Name))
+		},
+		Publish: func(ctx context.Context, j job.Job, from dispatch.Builder) (string, error) {
+			return publish(ctx, publisher, log, j, from)
+		},
+	}, jobs), nil
+}
+
+// buildLine shows a line of a job's output.
+func buildLine(log *zap.Logger, name string) func([]byte) {
+	return func(line []byte) { logging.Line(log, name, string(line)) }
+}
+
+// publish tells the faults that lie in the VM from those that can mend
+// themselves.
+func publish(ctx context.Context, p *deliver.Publisher, log *zap.Logger, j job.Job, from dispatch.Builder) (string, error) {
+	var src deliver.Source
+	if from != nil {
+		src = source{from}
+	}
+	folder, err := p.Publish(ctx, j, src)
+	switch {
+	case errors.Is(err, deliver.ErrLatest):
+		log.Warn("job published, its link is not made", zap.String("job", j.Name), zap.String("output", folder), zap.Error(err))
+		return folder, nil
+	case errors.Is(err, deliver.ErrDigest):
+		return "", fmt.Errorf("%w: %w", dispatch.ErrDamaged, err)
+	case errors.Is(err, deliver.ErrName):
+		return "", fmt.Errorf("%w: %w", dispatch.ErrGone, err)
+	}
+	return folder, err
+}
+
+// A source tells a file that the VM lacks from one that is missing here.
+type source struct{ dispatch.Builder }
+
+func (s source) Copy(ctx context.Context, path string, offset int64, w io.Writer) (int64, error) {
+	n, err := s.Builder.Copy(ctx, path, offset, w)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w: %w", dispatch.ErrGone, err)
+	}
+	return n, err
+}
+
+// builders makes the links to the Compose project's builders.
+func builders(ctx context.Context, cfg config.Config, d *dispatch.Dispatcher, log *zap.Logger) ([]*vm.Builder, error) {
+	found, notes, err := config.Builders(ctx, cfg.Paths.Project, cfg.Compose)
+	for _, note := range notes {
+		log.Warn("Compose project", zap.String("note", note))
+	}
+	if err != nil {
+		return nil, err
+	}
+	key, err := os.ReadFile(filepath.Join(cfg.Paths.Keys, "id_ed25519"))
+	if err != nil {
+		return nil, keyHint(fmt.Errorf("read the sidecar's key: %w", err))
+	}
+	signer, err := ssh.ParsePrivateKey(key)
+	if err != nil {
+		return nil, keyHint(fmt.Errorf("read the sidecar's key %s: %w", filepath.Join(cfg.Paths.Keys, "id_ed25519"), err))
+	}
+	hosts, err := knownhosts.New(filepath.Join(cfg.Paths.Keys, "known_hosts"))
+	if err != nil {
+		return nil, keyHint(fmt.Errorf("read the VMs' host keys: %w", err))
+	}
+	var links []*vm.Builder
+	for _, b := range found {
+		l := vm.New(vm.Config{Name: b.Name, Addr: b.Addr, User: "builder", Signer: signer, HostKeys: hosts}, d, log)
+		d.Add(l)
+		links = append(links, l)
+	}
+	return links, nil
+}
+
+func keyHint(err error) error {
+	what := "The service init makes the keys: docker compose up init, and read what it says."
+	if errors.Is(err, fs.ErrPermission) {
+		what = "PUID and PGID must be the same for init and sidecar: docker compose up -d runs both anew."
+	}
+	return hint.With(err, what)
+}
