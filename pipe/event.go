@@ -243,6 +243,8 @@ func (e Event) check() error {
 		}
 	case TypeFinished:
 		ofJob, payload = true, e.Finished != nil
+	case "":
+		return fmt.Errorf("%w: no type", ErrEvent)
 	default:
 		return fmt.Errorf("%w: %q", ErrUnknownType, e.Type)
 	}

@@ -166,8 +166,8 @@ func Marshal(h Header, body []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("marshal request: %w", err)
 	}
-	if len(line) > MaxHeader {
-		return nil, fmt.Errorf("marshal request: %w: header of %d bytes", ErrTooLarge, len(line))
+	if n := len(headerPrefix) + len(line); n > MaxHeader {
+		return nil, fmt.Errorf("marshal request: %w: header of %d bytes", ErrTooLarge, n)
 	}
 	var b bytes.Buffer
 	b.WriteString(shebang)

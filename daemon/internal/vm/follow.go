@@ -206,10 +206,9 @@ func (f *follower) missed(ctx context.Context, current *generation, position *pi
 		switch {
 		case !isOld || !valid || n >= to:
 		case g.id == position.Generation:
+			// Even if finished: its second name may have been there before its last line.
 			found = true
-			if !finished {
-				old = append(old, g)
-			}
+			old = append(old, g)
 		case n > from:
 			old = append(old, g)
 		}
@@ -279,7 +278,7 @@ func (f *follower) follow(ctx context.Context, g *generation, position *pipe.Pos
 				return err
 			}
 			if g.final {
-				continue // what was written before the rename
+				continue // what was written before it got its name
 			}
 			if woken, err = f.rest(ctx, w); err != nil {
 				return err
@@ -332,8 +331,8 @@ func (f *follower) notShrunk(ctx context.Context, g *generation, offset int64) e
 	return nil
 }
 
-// closed reports whether the runner has begun another generation: it renames
-// the file of this one first.
+// closed reports whether the runner has begun another generation, or is about
+// to: first it gives the file of this one its lasting name.
 func (f *follower) closed(ctx context.Context, g *generation) (bool, error) {
 	name := path.Join(f.dir, g.id.File())
 	err := f.link.do(ctx, "look for "+name, func() error {
@@ -359,6 +358,9 @@ func (f *follower) deliver(ctx context.Context, g *generation, s *pipe.Splitter,
 		case err != nil:
 			f.note("line that is no event passed over", "malformed", g, end, line, err)
 		default:
+			if e.Type == pipe.TypeHello && !g.final {
+				f.onHello(*e.Hello) // a runner that was started anew says it again
+			}
 			entries = append(entries, pipe.Entry{Event: e, Next: pipe.Position{Generation: g.id, Offset: end}})
 		}
 		return nil
