@@ -51,7 +51,7 @@
 //	})
 //	err := r.Run(ctx) // until ctx is done; nil then
 //
-// [Runner.Ready] is closed once the first hello is written. Paths in events
+// [Runner.Ready] is closed once hello is written and pipe_in is watched. Paths in events
 // are absolute paths below dir. Run it again with the same Config, to restart
 // the runner; with another Config.Boot, to reboot the VM.
 package runner

@@ -39,6 +39,7 @@ type inbox struct {
 	cfg    Config
 	layout func() error                // makes the folder and pipe_in
 	lost   func(context.Context) error // the folder was gone and is there again
+	ready  func()                      // called when each write is noticed from now on
 	out    chan<- letter
 	logf   func(format string, args ...any)
 
@@ -92,6 +93,7 @@ func (in *inbox) watch(ctx context.Context, again bool) error {
 	}
 	// Watch first, then look: nothing falls in between.
 	busy, late := in.look(ctx, true), true
+	in.ready()
 	modified := false
 	for {
 		timeout := time.Duration(0)

@@ -51,7 +51,7 @@ func New(cfg Config) *Runner {
 	}
 }
 
-// Ready is closed once pipe_in is watched for and hello is written.
+// Ready is closed once hello is written and every write to pipe_in is noticed.
 func (r *Runner) Ready() <-chan struct{} { return r.ready }
 
 // letters is how many requests may wait to be dealt with: more than anybody
@@ -152,11 +152,11 @@ func (r *Runner) loop(ctx context.Context) error {
 		cfg:    r.cfg,
 		layout: func() error { return r.cfg.makePipe(r.user) },
 		lost:   func(ctx context.Context) error { return r.call(ctx, func() error { return r.mend(ctx) }) },
+		ready:  sync.OnceFunc(func() { close(r.ready) }),
 		out:    post,
 		logf:   r.logf,
 	}
 	r.work.Go(func() { r.end(box.run(ctx)) })
-	close(r.ready)
 	for {
 		select {
 		case <-ctx.Done():

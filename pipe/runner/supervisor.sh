@@ -5,7 +5,7 @@ exec 9>>"$lock" || exit 1
 flock -n 9 || exit 1
 cd "$work" || exit 1
 echo ready
-exec </dev/null >>"$log" 2>&1
+exec </dev/null >/dev/null 2>&1 # what bash itself has to say is not the job's output
 
 uptime_ns() {
   local up rest
@@ -14,7 +14,7 @@ uptime_ns() {
 }
 
 set -m # each job below is a process group of its own
-"$BASH" "$script" &
+"$BASH" "$script" >>"$log" 2>&1 &
 job=$!
 echo "$$ $job" >&9
 watch=
@@ -29,9 +29,9 @@ if ((timeout > 0)); then
   ) >/dev/null 2>&1 &
   watch=$!
 fi
-wait "$job" 2>/dev/null
+wait "$job"
 code=$?
-[[ -n $watch ]] && kill -KILL -- "-$watch" 2>/dev/null
+[[ -n $watch ]] && kill -KILL -- "-$watch"
 
 # The leftovers of the job's process group.
 if kill -TERM -- "-$job" 2>/dev/null; then
@@ -39,7 +39,7 @@ if kill -TERM -- "-$job" 2>/dev/null; then
     kill -0 -- "-$job" 2>/dev/null || break
     sleep 0.1
   done
-  kill -KILL -- "-$job" 2>/dev/null
+  kill -KILL -- "-$job"
 fi
 
 service=success how=exited status=$code
