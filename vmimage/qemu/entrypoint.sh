@@ -195,9 +195,15 @@ qemu=$!
 trap stop_vm TERM INT
 
 # wait returns early when a signal came; what counts is QEMU's own end.
+# (Bash would report a killed one in words of its own.)
+exec 3>&2 2>/dev/null
 status=0
 wait "$qemu" || status=$?
-[[ -z $stopping ]] || { status=0 && wait "$qemu" || status=$?; }
+if [[ -n $stopping ]]; then
+  status=0
+  wait "$qemu" || status=$?
+fi
+exec 2>&3
 if [[ -n $forced ]]; then
   exit 143
 elif ((status != 0)); then

@@ -43,6 +43,7 @@ osb_kvm_try() {
     return 1
   fi
   [ "$(nproc)" = 1 ] || cpus=2
+  ulimit -c 0 # QEMU aborts on some hosts; this is a subshell
   timeout -k 1 20 qemu-system-x86_64 -accel kvm -cpu host -m 384 -smp "$cpus" \
     -no-user-config -nodefaults -display none -no-reboot -serial "file:$log" -kernel "$dir/kernel" \
     -append "console=ttyS0 earlyprintk=serial,ttyS0 panic=-1 root=none" </dev/null >/dev/null 2>"$dir/err" || :
