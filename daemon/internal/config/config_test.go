@@ -1,0 +1,94 @@
+package config
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"osbuilder/daemon/internal/hint"
+)
+
+func TestDefaults(t *testing.T) {
+	for name, environ := range map[string][]string{
+		"nothing set": nil,
+		"set empty":   {"SETTLE=", "PUID=", "TAKE_OVER= ", "COMPOSE_PROJECT_NAME="},
+	} {
+		got, err := load[Config](environ)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := Config{
+			Compose: Compose{Project: "osbuilder"}, Owner: Owner{1000, 1000},
+			LogLevel: "info", LogFormat: "console",
+			Settle: 2 * time.Second, Rescan: 10 * time.Second, JobTimeout: 6 * time.Hour,
+			Paths: DefaultPaths(),
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+	}
+}
+
+func TestAllSet(t *testing.T) {
+	got, err := load[Config]([]string{
+		"COMPOSE_FILE=a.yaml:b.yaml", "COMPOSE_PROFILES=x", "COMPOSE_PROJECT_NAME=mine", "PUID=0", "PGID=2147483647",
+		"LOG_LEVEL=debug", "LOG_FORMAT=json", "SETTLE=500ms", "RESCAN=1m", "JOB_TIMEOUT=0", "TAKE_OVER=y",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Config{
+		Compose: Compose{"a.yaml:b.yaml", "x", "mine"}, Owner: Owner{0, 2147483647},
+		LogLevel: "debug", LogFormat: "json",
+		Settle: 500 * time.Millisecond, Rescan: time.Minute, TakeOver: true,
+		Paths: DefaultPaths(),
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// Whoever mends one mistake after the other gives up at the third.
+func TestEveryProblemAtOnce(t *testing.T) {
+	_, err := load[Config]([]string{
+		"LOG_LEVEL=loud", "LOG_FORMAT=xml", "SETTLE=2", "RESCAN=1ms", "JOB_TIMEOUT=-5m", "TAKE_OVER=perhaps", "PUID=me", "PGID=-1",
+	})
+	if !errors.Is(err, ErrSettings) {
+		t.Fatal(err)
+	}
+	lines := strings.Split(err.Error(), "\n  ")[1:]
+	slices.Sort(lines)
+	want := []string{
+		"JOB_TIMEOUT=-5m0s: want at least 1s, or 0 for no limit",
+		"LOG_FORMAT=xml: want console or json",
+		"LOG_LEVEL=loud: want debug, info, warn or error",
+		"PGID=-1: want a number from 0 to 2147483647; yours: id -g",
+		"PUID=me: want a whole number",
+		"RESCAN=1ms: want at least 100ms and at most 24h",
+		"SETTLE=2: want a duration, such as 500ms, 2s, 90m or 6h",
+		"TAKE_OVER=perhaps: want Y or N",
+	}
+	if diff := cmp.Diff(want, lines); diff != "" {
+		t.Error(diff)
+	}
+	if hints := hint.Of(err); len(hints) != 1 {
+		t.Errorf("hints %q", hints)
+	}
+}
+
+func TestInit(t *testing.T) {
+	got, err := load[Init]([]string{"AUTHORIZED_KEYS=ssh-ed25519 a\nssh-ed25519 b\n", "PUID=7"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.AuthorizedKeys != "ssh-ed25519 a\nssh-ed25519 b" || got.UID != 7 || got.GID != 1000 {
+		t.Errorf("%+v", got)
+	}
+	if _, err := load[Init]([]string{"PUID=2147483648"}); !errors.Is(err, ErrSettings) {
+		t.Error(err)
+	}
+}
