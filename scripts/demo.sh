@@ -41,12 +41,20 @@ choose_vm_container() {
 # lowered VALUE LIMIT: the lower of two numbers.
 lowered() { if [ "$1" -lt "$2" ]; then printf '%s' "$1"; else printf '%s' "$2"; fi; }
 
+# kept NAME VALUE: what the last run wrote, else VALUE. Memory and disk in use change from run to run, and a change of
+# these would start the VM anew.
+kept() {
+  local before
+  before=$(sed -n "s/^$1=//p" "$DEMO_ENV" 2>/dev/null || true)
+  say "$1=${before:-$2}"
+}
+
 # write_settings: what this machine asks for. Environment and .env are read by Compose after it and win.
 write_settings() {
   local memory disk
   # The VM leaves room for the host; below 2 GiB its Nix has none.
   memory=$(lowered 16 $((WORLD_MEMORY * 6 / 10 / 1024)))
-  [ "$memory" -ge 2 ] || [ -n "$(setting RAM_SIZE)" ] ||
+  [ "$memory" -ge 2 ] || [ -f "$DEMO_ENV" ] || [ -n "$(setting RAM_SIZE)" ] ||
     die "$((WORLD_MEMORY / 1024)) GiB of memory are available; the VM needs 2 GiB of them and the host some." "Free some, or set RAM_SIZE in .env."
   disk=$(lowered 128 $((WORLD_DISK / 2 / 1024)))
   {
@@ -55,9 +63,9 @@ write_settings() {
     say "BASE_DEBIAN=$BASE_DEBIAN"
     say "BASE_GO=$BASE_GO"
     say "VM_FLAVOUR=debian"
-    say "CPU_CORES=$(lowered 4 "$WORLD_CORES")"
-    say "RAM_SIZE=${memory}G"
-    say "DISK_SIZE=${disk}G"
+    kept CPU_CORES "$(lowered 4 "$WORLD_CORES")"
+    kept RAM_SIZE "${memory}G"
+    kept DISK_SIZE "${disk}G"
     # Root stays outside: the daemon runs as an ordinary user.
     if ! is_root; then
       say "PUID=$(id -u)"
@@ -87,7 +95,9 @@ need_port() {
 results_in() {
   local result
   for result in "$1"/*/result.json; do
-    if [ -f "$result" ]; then dirname "$result"; fi
+    result=${result%/result.json}
+    # The link `latest` shows one of them a second time.
+    if [ -f "$result/result.json" ] && [ ! -L "$result" ]; then say "$result"; fi
   done
 }
 
@@ -115,12 +125,12 @@ follow() {
   FOLLOW=$!
 }
 
-# show: what has been added to that file since the last time.
+# show: what has been added to that file since the last time, without the control codes that Compose puts before a line.
 show() {
   local size
   size=$(wc -c <"$LOGS/sidecar.log" | tr -d ' ')
   [ "$size" -gt "$SHOWN" ] || return 0
-  tail -c "+$((SHOWN + 1))" "$LOGS/sidecar.log" | head -c "$((size - SHOWN))"
+  tail -c "+$((SHOWN + 1))" "$LOGS/sidecar.log" | head -c "$((size - SHOWN))" | tr -d '\r' | sed "s/$(printf '\033')\[[0-9]*K//g"
   SHOWN=$size
 }
 
@@ -150,7 +160,7 @@ wait_for_job() {
 # report: the image, checked again on this side, and how to boot it.
 report() {
   local sum name image='' size=0 bytes
-  grep -Eq '"(state|status)": *"(done|succeeded)"' "$RESULT/result.json" ||
+  grep -Eq '"status": *"succeeded"' "$RESULT/result.json" ||
     die "the job did not succeed." "What it said: $RESULT/build.log" "The result: $RESULT/result.json"
   while read -r sum name; do
     name=${name#\*}

@@ -10,17 +10,24 @@ cd "$(dirname "$0")/.."
 . scripts/project.sh
 
 CHECKS=
-FOLDERS=
 FAILED=
 
 finish() {
   [ -z "$CHECKS" ] || kill "$CHECKS" 2>/dev/null || true
-  if [ -n "$FOLDERS" ]; then
-    compose down --volumes --remove-orphans --timeout 5 >"$LOGS/test-down.log" 2>&1 || true
-    rm -rf "$FOLDERS"
-  fi
+  remove_leftovers
   stop_dockerd
   unlock
+}
+
+# remove_leftovers: installations of the end-to-end test that was ended before it could tidy up, known by their name and by
+# this folder.
+remove_leftovers() {
+  local project
+  [ -f "$OWN/test.env" ] || return 0
+  for project in $(docker ps -a --filter "label=com.docker.compose.project.working_dir=$ROOT" \
+    --format '{{.Label "com.docker.compose.project"}}' 2>/dev/null | grep '^osbuilder-e2e-' | sort -u); do
+    compose -p "$project" down --volumes --timeout 5 >>"$LOGS/test-down.log" 2>&1 || true
+  done
 }
 
 # packages: all that is missing in one go.
@@ -48,25 +55,15 @@ checks() {
   done
 }
 
-# write_settings: small enough for two cores. The e2e test may set any of it in its own environment, which wins.
+# write_settings: only what this machine asks for. Names, ports, folders and sizes are the end-to-end test's own.
 write_settings() {
-  FOLDERS=$(mktemp -d "${TMPDIR:-/tmp}/osbuilder-test.XXXXXX")
-  mkdir "$FOLDERS/jobs" "$FOLDERS/output"
   cat >"$OWN/test.env" <<ENV
 # Written by make test.
-COMPOSE_PROJECT_NAME=osbuilder-test-$$
+COMPOSE_PROJECT_NAME=osbuilder-test
 COMPOSE_FILE=compose.yaml:vmimage/qemu/compose.yaml:scripts/compose.test.yaml
+VM_FLAVOUR=debian
 BASE_DEBIAN=$BASE_DEBIAN
 BASE_GO=$BASE_GO
-VM_FLAVOUR=debian
-CPU_CORES=2
-RAM_SIZE=3G
-DISK_SIZE=16G
-SLOTS=2
-SSH_PORT=0
-VIEWER_PORT=0
-JOBS_DIR=$FOLDERS/jobs
-OUTPUT_DIR=$FOLDERS/output
 ENV
   PROJECT_ENV=(--env-file "$OWN/test.env")
 }
@@ -83,7 +80,7 @@ end_to_end() {
   local start rc=0
   start=$(date +%s)
   say "==> End-to-end test"
-  OSBUILDER_E2E_COMPOSE="${COMPOSE[*]}" OSBUILDER_E2E_ENV_FILE="$OWN/test.env" \
+  OSBUILDER_E2E_COMPOSE="${COMPOSE[*]}" OSBUILDER_E2E_ENV_FILE="$OWN/test.env" OSBUILDER_E2E_IMAGES=osbuilder-test \
     go test -race -tags e2e -count=1 -timeout 25m -v ./e2e/... 2>&1 </dev/null | tee "$LOGS/e2e.log" || rc=$?
   if [ $rc -eq 0 ]; then
     printf 'e2e\t%s\tok\n' $(($(date +%s) - start)) >>"$LOGS/times"
