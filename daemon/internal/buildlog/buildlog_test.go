@@ -192,6 +192,9 @@ func TestALineWithoutEndIsHandedOutInPieces(t *testing.T) {
 	if got := o.lines[len(o.lines)-1]; !strings.HasPrefix(got, "[osbuilder: ") {
 		t.Errorf("last line is %q", got)
 	}
+	if data, err := os.ReadFile(Path(o.state, id)); err != nil || !bytes.Contains(data, []byte("y\n[osbuilder: ")) {
+		t.Errorf("the note is not on a line of its own in the file (%v)", err)
+	}
 }
 
 func TestAWriteThatFailsCanBeRepeated(t *testing.T) {

@@ -124,7 +124,7 @@ func (p *Publisher) fill(ctx context.Context, j job.Job, from Source, dir string
 	if err != nil {
 		return fmt.Errorf("open partial folder: %w", err)
 	}
-	defer root.Close()
+	defer func() { _ = root.Close() }() // nothing is written by it
 	if err := prune(root, files); err != nil {
 		return fmt.Errorf("remove what doesn't belong into the partial folder: %w", err)
 	}

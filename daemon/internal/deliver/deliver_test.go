@@ -358,8 +358,8 @@ func TestALinkThatBreaksIsResumed(t *testing.T) {
 func TestWhatIsNotAsAnnouncedIsNeverVisible(t *testing.T) {
 	wrong := append(image(99_990), "osbuildeR\n"...)
 	tests := []struct {
-		name   string
-		break_ func(*vm)
+		name string
+		harm func(*vm)
 	}{
 		{"wrong bytes", func(v *vm) { v.files["/data/artifacts/hello.iso"] = wrong }},
 		{"too long", func(v *vm) { v.files["/data/artifacts/hello.iso"] = image(100_010) }},
@@ -370,7 +370,7 @@ func TestWhatIsNotAsAnnouncedIsNeverVisible(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			f := newFixture(t)
 			good := f.vm.files["/data/artifacts/hello.iso"]
-			tt.break_(f.vm)
+			tt.harm(f.vm)
 			for range 2 {
 				_, err := f.Publish(t.Context(), f.job, f.vm)
 				if !errors.Is(err, ErrDigest) || !strings.Contains(err.Error(), "hello.iso") {

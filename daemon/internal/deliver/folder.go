@@ -114,7 +114,7 @@ func copyTree(ctx context.Context, root *os.Root, from string) error {
 	if err != nil {
 		return err
 	}
-	defer source.Close()
+	defer func() { _ = source.Close() }() // nothing is written by it
 	return fs.WalkDir(source.FS(), ".", func(name string, d fs.DirEntry, err error) error {
 		to := path.Join(sourceName, name)
 		switch {

@@ -133,8 +133,7 @@ func (b *Inbox) Run(ctx context.Context, taken chan<- job.ID) error {
 				return ctx.Err()
 			}
 		case err := <-w.errors():
-			// An overflow, as a rule: a look at everything makes good for it.
-			b.log.Debug("events were lost", zap.Error(err))
+			w.lost(err)
 		}
 		// First the watch, then the scan: what comes between the two is seen.
 		switch err := w.watch(b.cfg.Dir); {

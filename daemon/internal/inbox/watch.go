@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/fsnotify/fsnotify"
+	"go.uber.org/zap"
 
 	"osbuilder/daemon/internal/hint"
 )
@@ -18,18 +19,19 @@ type watcher struct {
 	broken  error             // why it is deaf
 	dir     string
 	watched os.FileInfo // the folder as it was when the watch began; nil: none
+	log     *zap.Logger
 }
 
 func (b *Inbox) newWatcher() *watcher {
 	if b.deaf {
-		return &watcher{}
+		return &watcher{log: b.log}
 	}
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
-		return &watcher{broken: hint.With(fmt.Errorf("watch jobs folder: %w", err),
+		return &watcher{log: b.log, broken: hint.With(fmt.Errorf("watch jobs folder: %w", err),
 			"The host may be out of inotify instances: sysctl fs.inotify.max_user_instances")}
 	}
-	return &watcher{fs: w}
+	return &watcher{fs: w, log: b.log}
 }
 
 func (w *watcher) events() <-chan fsnotify.Event {
@@ -59,6 +61,12 @@ func (w *watcher) note(e fsnotify.Event) {
 	}
 }
 
+// lost tells of a fault of the watch: of an overflow, as a rule. A look at
+// everything makes good for it, and one follows.
+func (w *watcher) lost(err error) {
+	w.log.Debug("events were lost", zap.Error(err))
+}
+
 // gather takes events for a while. It reports whether ctx still lasts.
 func (w *watcher) gather(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
@@ -71,7 +79,8 @@ func (w *watcher) gather(ctx context.Context, d time.Duration) bool {
 			return true
 		case e := <-w.events():
 			w.note(e)
-		case <-w.errors():
+		case err := <-w.errors():
+			w.lost(err)
 		}
 	}
 }

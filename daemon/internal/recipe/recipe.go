@@ -14,14 +14,16 @@ import (
 	"osbuilder/pipe"
 )
 
-// ErrUnfit: the drop can't be a job as it is. What wraps it says why and
-// carries a hint; any other error means that it could not be looked at.
+// ErrUnfit means that the drop can't be a job as it is. What wraps it says why
+// and carries a hint; any other error means that it could not be looked at.
 var ErrUnfit = errors.New("not a job")
 
 // unfit is an ErrUnfit whose text is the reason alone.
 type unfit struct{ reason string }
 
-func (e *unfit) Error() string        { return e.reason }
+func (e *unfit) Error() string { return e.reason }
+
+// Is makes it an ErrUnfit without its text.
 func (e *unfit) Is(target error) bool { return target == ErrUnfit }
 
 func refuse(hintText, format string, args ...any) error {
