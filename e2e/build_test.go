@@ -73,7 +73,7 @@ func boots(t *testing.T, image, marker string) (console string, ok bool) {
 	defer cancel()
 	name := filepath.Base(installation.dir) + "-boots"
 	cmd := exec.CommandContext(ctx, "docker", "run", "--rm", "--name", name, "--network", "none",
-		"--volume", image+":/image.iso:ro", "--entrypoint", "qemu-system-x86_64", "osbuilder/qemu",
+		"--volume", image+":/image.iso:ro", "--entrypoint", "qemu-system-x86_64", installation.images+"/qemu",
 		"-accel", "tcg", "-m", "512", "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot",
 		"-cdrom", "/image.iso")
 	defer exec.CommandContext(context.WithoutCancel(ctx), "docker", "rm", "--force", name).Run()

@@ -162,7 +162,7 @@ func TestSidecarIsConfined(t *testing.T) {
 		}
 	}
 	// What the kernel says of the process itself.
-	status := docker(t, "run", "--rm", "--pid", "container:"+id, "--network", "none", "--entrypoint", "cat", "osbuilder/qemu", "/proc/1/status")
+	status := docker(t, "run", "--rm", "--pid", "container:"+id, "--network", "none", "--entrypoint", "cat", p.images+"/qemu", "/proc/1/status")
 	for _, want := range []string{"CapEff:\t0000000000000000", "CapPrm:\t0000000000000000", "NoNewPrivs:\t1"} {
 		if !strings.Contains(status, want) {
 			t.Errorf("the process lacks %q:\n%s", want, status)
@@ -176,7 +176,8 @@ func TestSidecarIsConfined(t *testing.T) {
 // No image holds a private key or a password: not in any layer, and not in
 // the VM's own image.
 func TestNoSecretInAnyImage(t *testing.T) {
-	for _, image := range []string{"osbuilder/sidecar", "osbuilder/qemu", "osbuilder/vmimage-debian"} {
+	for _, image := range []string{"sidecar", "qemu", "vmimage-debian"} {
+		image = installation.images + "/" + image
 		files := 0
 		cmd := exec.CommandContext(t.Context(), "docker", "save", image)
 		out, err := cmd.StdoutPipe()

@@ -2,10 +2,11 @@
 
 // Package e2e tests the whole project from outside: real containers, a real
 // VM, the committed compose.yaml. `make test` prepares engine, Compose and
-// images, and says where they are through two variables:
+// images, and says where they are through three variables:
 //
 //	OSBUILDER_E2E_COMPOSE   the Compose command, split at white space
 //	OSBUILDER_E2E_ENV_FILE  the env file with COMPOSE_FILE and base images
+//	OSBUILDER_E2E_IMAGES    what the names of our images begin with
 //
 // One installation serves all tests: its own project name, free ports and
 // temporary folders, so that one beside it is not touched.
@@ -47,6 +48,7 @@ type project struct {
 	env     []string
 	root    string // of the checkout
 	dir     string // of this run: jobs, output, keys
+	images  string // what the names of our images begin with
 	sshPort int
 	signer  ssh.Signer // of a person whose key is in AUTHORIZED_KEYS
 	logs    *follower
@@ -84,8 +86,9 @@ func run(m *testing.M) (code int) {
 func newProject() (*project, error) {
 	command := strings.Fields(os.Getenv("OSBUILDER_E2E_COMPOSE"))
 	envFile := os.Getenv("OSBUILDER_E2E_ENV_FILE")
-	if len(command) == 0 || envFile == "" {
-		return nil, errors.New("OSBUILDER_E2E_COMPOSE and OSBUILDER_E2E_ENV_FILE are not set: run `make test`")
+	images := os.Getenv("OSBUILDER_E2E_IMAGES")
+	if len(command) == 0 || envFile == "" || images == "" {
+		return nil, errors.New("OSBUILDER_E2E_COMPOSE, _ENV_FILE and _IMAGES are not set: run `make test`")
 	}
 	envFile, err := filepath.Abs(envFile)
 	if err != nil {
@@ -103,6 +106,7 @@ func newProject() (*project, error) {
 		compose: append(command, "--env-file", envFile),
 		root:    root,
 		dir:     dir,
+		images:  images,
 	}
 	if err := os.Chmod(dir, 0o755); err != nil { // the containers' users pass through it
 		return nil, err
