@@ -1,0 +1,106 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"osbuilder/daemon/internal/config"
+	"osbuilder/daemon/internal/health"
+	"osbuilder/daemon/internal/setup"
+)
+
+// command returns the command line. The paths are flags, hidden ones, for
+// tests alone: in the containers they are what compose.yaml mounts.
+func command(args []string, stdout, stderr io.Writer) *cobra.Command {
+	paths := config.DefaultPaths()
+	root := &cobra.Command{
+		Use:           "osbuilder",
+		Short:         "Put a job into jobs/, find a bootable image in output/",
+		SilenceErrors: true, // explain shows them
+		SilenceUsage:  true,
+	}
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	for name, value := range map[string]*string{
+		"jobs": &paths.Jobs, "output": &paths.Output, "state": &paths.State, "keys": &paths.Keys,
+		"client-keys": &paths.ClientKeys, "vm-keys": &paths.VMKeys, "project": &paths.Project, "health": &paths.Health,
+	} {
+		root.PersistentFlags().StringVar(value, name, *value, "")
+		if err := root.PersistentFlags().MarkHidden(name); err != nil {
+			panic(err) // the flag was defined in the line above
+		}
+	}
+	root.AddCommand(
+		&cobra.Command{
+			Use: "run", Short: "Take jobs and have them built, until SIGTERM", Args: noArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				cfg, err := config.Load()
+				if err != nil {
+					return err
+				}
+				cfg.Paths = paths
+				return run(cmd.Context(), cfg, stdout)
+			},
+		},
+		&cobra.Command{
+			Use: "init", Short: "Make the keys that are missing and give the folders to PUID:PGID", Args: noArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				cfg, err := config.LoadInit()
+				if err != nil {
+					return err
+				}
+				cfg.Paths = paths
+				return initialise(cmd.Context(), cfg, stdout)
+			},
+		},
+		&cobra.Command{
+			Use: "healthcheck", Short: "Ask the running daemon whether it works", Args: noArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error { return health.Check(cmd.Context(), paths.Health) },
+		},
+		&cobra.Command{
+			Use: "version", Short: "Print the version", Args: noArgs,
+			RunE: func(*cobra.Command, []string) error {
+				_, err := fmt.Fprintln(stdout, "osbuilder", version)
+				return err
+			},
+		},
+	)
+	return root
+}
+
+func noArgs(cmd *cobra.Command, args []string) error {
+	if err := cobra.NoArgs(cmd, args); err != nil {
+		return usageError{err}
+	}
+	return nil
+}
+
+func initialise(ctx context.Context, cfg config.Init, out io.Writer) error {
+	builders, notes, err := config.Builders(ctx, cfg.Paths.Project, cfg.Compose)
+	for _, note := range notes {
+		fmt.Fprintln(out, "note:", note)
+	}
+	if err != nil {
+		return err
+	}
+	names := make([]string, len(builders))
+	for i, b := range builders {
+		names[i] = b.Name
+	}
+	if err := setup.Run(ctx, setup.Config{
+		VMKeys: cfg.Paths.VMKeys, ClientKeys: cfg.Paths.ClientKeys,
+		Jobs: cfg.Paths.Jobs, Output: cfg.Paths.Output, State: cfg.Paths.State,
+		UID: cfg.UID, GID: cfg.GID,
+		Builders: names, Authorized: cfg.AuthorizedKeys, Project: cfg.Project, Out: out,
+	}); err != nil {
+		return err
+	}
+	fmt.Fprintln(out, "keys and folders are ready")
+	return nil
+}

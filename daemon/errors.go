@@ -1,0 +1,66 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"osbuilder/daemon/internal/config"
+	"osbuilder/daemon/internal/hint"
+)
+
+// The exit codes, besides 0.
+const (
+	exitFailed = 1   // something went wrong
+	exitUsage  = 2   // settings, Compose project or command line are wrong: starting again won't help
+	exitAtOnce = 130 // a second signal
+)
+
+// usageError: the command line is wrong.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+// explain shows what happened and what to do, and returns the exit code. All
+// errors that a user sees at the end of the program pass here:
+//
+//	osbuilder: what happened
+//	hint: what to do
+func explain(w io.Writer, err error) int {
+	if err == nil || stopped(err) {
+		return 0
+	}
+	code, hints := exitFailed, hint.Of(err)
+	var usage usageError
+	switch {
+	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"):
+		code = exitUsage
+		hints = append(hints, "osbuilder --help lists the commands.")
+	case errors.Is(err, config.ErrSettings), errors.Is(err, config.ErrProject):
+		code = exitUsage
+	}
+	fmt.Fprintf(w, "osbuilder: %v\n", err)
+	for _, h := range hints {
+		fmt.Fprintf(w, "hint: %s\n", h)
+	}
+	return code
+}
+
+// stopped reports that err is a stop that was asked for and nothing besides:
+// an error that came while stopping must not go under.
+func stopped(err error) bool {
+	if many, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // each link of the chain is looked at in turn
+		for _, e := range many.Unwrap() {
+			if !stopped(e) {
+				return false
+			}
+		}
+		return true
+	}
+	if next := errors.Unwrap(err); next != nil {
+		return stopped(next)
+	}
+	return err == context.Canceled //nolint:errorlint // as above
+}
