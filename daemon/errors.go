@@ -29,7 +29,7 @@ func (e usageError) Unwrap() error { return e.error }
 //	osbuilder: what happened
 //	hint: what to do
 func explain(w io.Writer, err error) int {
-	if err == nil || stopped(err) {
+	if err == nil || stopAskedFor(err) {
 		return 0
 	}
 	code, hints := exitFailed, hint.Of(err)
@@ -48,19 +48,19 @@ func explain(w io.Writer, err error) int {
 	return code
 }
 
-// stopped reports that err is a stop that was asked for and nothing besides:
+// stopAskedFor reports that err is a stop that was asked for and nothing besides:
 // an error that came while stopping must not go under.
-func stopped(err error) bool {
+func stopAskedFor(err error) bool {
 	if many, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // each link of the chain is looked at in turn
 		for _, e := range many.Unwrap() {
-			if !stopped(e) {
+			if !stopAskedFor(e) {
 				return false
 			}
 		}
 		return true
 	}
 	if next := errors.Unwrap(err); next != nil {
-		return stopped(next)
+		return stopAskedFor(next)
 	}
 	return err == context.Canceled //nolint:errorlint // as above
 }
