@@ -13,6 +13,7 @@ import (
 // Type says what an event is, and which payload it carries.
 type Type string
 
+// The types of events.
 const (
 	TypeHello    Type = "hello"    // the runner started
 	TypeAccepted Type = "accepted" // a request is in the spool, or was carried out
@@ -86,6 +87,7 @@ type Accepted struct {
 // Reason says why a request was refused.
 type Reason string
 
+// Why requests are refused.
 const (
 	ReasonMalformed Reason = "malformed" // header or digest don't hold
 	ReasonVersion   Reason = "version"   // protocol version not spoken here
@@ -182,6 +184,7 @@ type Artifact struct {
 // Status is the outcome of one attempt of a job.
 type Status string
 
+// The outcomes of an attempt.
 const (
 	StatusSucceeded   Status = "succeeded"
 	StatusFailed      Status = "failed"      // it ended with an error of its own
@@ -214,7 +217,7 @@ func (e Event) check() error {
 			count++
 		}
 	}
-	ofJob, payload := false, false
+	var ofJob, payload bool
 	switch e.Type {
 	case TypeHello:
 		payload = e.Hello != nil

@@ -79,7 +79,7 @@ func TestParseRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	change := func(old, new string) string { return strings.Replace(string(good), old, new, 1) }
+	change := func(from, to string) string { return strings.Replace(string(good), from, to, 1) }
 	for name, test := range map[string]struct {
 		data  string
 		want  error

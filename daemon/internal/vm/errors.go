@@ -10,15 +10,15 @@ import (
 )
 
 var (
-	// ErrDown: there is no link to the VM, or it died under the call. Wrapped
+	// ErrDown says: there is no link to the VM, or it died under the call. Wrapped
 	// together with the cause, where one is known.
 	ErrDown = errors.New("the link to the VM is down")
-	// ErrShrunk: a file of events became shorter than what was read of it.
+	// ErrShrunk says: a file of events became shorter than what was read of it.
 	ErrShrunk = errors.New("the file became shorter")
-	// ErrShort: a file ended before the size that the VM gives for it, or the
+	// ErrShort says: a file ended before the size that the VM gives for it, or the
 	// VM's SSH server sent less than it was asked for.
 	ErrShort = errors.New("the file came short")
-	// ErrStalled: nothing came for longer than the bound.
+	// ErrStalled says: nothing came for longer than the bound.
 	ErrStalled = errors.New("the VM went silent")
 )
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"osbuilder/pipe"
 	"path"
 	"slices"
 	"strings"
@@ -15,8 +16,6 @@ import (
 
 	"github.com/pkg/sftp"
 	"go.uber.org/zap"
-
-	"osbuilder/pipe"
 )
 
 // A follower reads the generations of one pipe_out in their order and hands
@@ -33,6 +32,7 @@ type follower struct {
 	log     *zap.Logger
 	onHello func(pipe.Hello)
 	noted   map[string]bool // what was complained about on this link
+	buf     []byte          // of the last read, if nobody writes to it any more
 }
 
 // A generation is one file of events, open.
@@ -114,16 +114,24 @@ func (f *follower) readHello(ctx context.Context, g *generation) (pipe.Hello, er
 }
 
 // read reads up to size bytes from offset, as far as there is data, and
-// reports whether it met the end.
+// reports whether it met the end. The data is valid until the next read.
 func (f *follower) read(ctx context.Context, g *generation, size int, offset int64) (data []byte, end bool, err error) {
+	buf := f.buf
+	f.buf = nil // a read that is given up may still fill it
+	if cap(buf) < size {
+		buf = make([]byte, size)
+	}
+	buf = buf[:size]
 	data, err = call(ctx, f.link, f.t.Call, "read "+g.path, func() ([]byte, error) {
-		buf := make([]byte, size) // new each time: a read that was given up may still fill it
 		n, err := g.file.ReadAt(buf, offset)
 		if errors.Is(err, io.EOF) { // the server's answer to this read; a lost connection has its own error
 			err = nil
 		}
 		return buf[:n], err
 	})
+	if err == nil {
+		f.buf = buf
+	}
 	return data, len(data) < size, err
 }
 
@@ -164,7 +172,7 @@ func (f *follower) next(ctx context.Context) (*generation, error) {
 	defer deadline.Stop()
 	for {
 		g, err := f.open(ctx)
-		if err == nil || !(errors.Is(err, fs.ErrNotExist) || errors.Is(err, errNoHello)) {
+		if err == nil || !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errNoHello) {
 			return g, err
 		}
 		pause := time.NewTimer(5 * f.t.Busy)

@@ -46,7 +46,7 @@ func dial(ctx context.Context, cfg Config) (*link, error) {
 	}
 	client, err := handshake(ctx, conn, cfg)
 	if err != nil {
-		conn.Close()
+		_ = conn.Close()
 		return nil, err
 	}
 	l := &link{conn: conn, ssh: client, t: t, done: make(chan struct{})}
@@ -66,7 +66,7 @@ func dial(ctx context.Context, cfg Config) (*link, error) {
 // handshake makes an SSH connection of conn, and tells which rung broke.
 func handshake(ctx context.Context, conn net.Conn, cfg Config) (*ssh.Client, error) {
 	// SSH knows no context: what it waits for ends with the connection.
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
 	if err := conn.SetDeadline(time.Now().Add(cfg.Timings.Handshake)); err != nil {
 		return nil, &RungError{RungSSH, err}
@@ -95,7 +95,7 @@ func handshake(ctx context.Context, conn net.Conn, cfg Config) (*ssh.Client, err
 		if err = conn.SetDeadline(time.Time{}); err == nil {
 			return ssh.NewClient(c, channels, requests), nil
 		}
-		c.Close()
+		_ = c.Close()
 	}
 	var algorithms *ssh.AlgorithmNegotiationError
 	switch {
@@ -180,7 +180,7 @@ func (l *link) close(cause error) {
 		return
 	}
 	l.cause = cause
-	l.conn.Close()
+	_ = l.conn.Close()
 	close(l.done)
 }
 
@@ -189,7 +189,7 @@ func (l *link) shut() {
 	l.close(nil)
 	l.wg.Wait()
 	if l.sftp != nil {
-		l.sftp.Close() // waits for its reader, which the connection's end has ended
+		_ = l.sftp.Close() // waits for its reader, which the connection's end has ended
 	}
 }
 

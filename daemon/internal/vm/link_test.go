@@ -4,14 +4,13 @@ import (
 	"errors"
 	"io"
 	"os"
+	"osbuilder/daemon/internal/vm"
+	"osbuilder/daemon/internal/vmtest"
+	"osbuilder/pipe"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
-
-	"osbuilder/daemon/internal/vm"
-	"osbuilder/daemon/internal/vmtest"
-	"osbuilder/pipe"
 )
 
 // Each rung of the ladder breaks, is named, and is climbed once it is mended.
@@ -157,7 +156,7 @@ func TestWrongHostKeyIsRetriedSlowly(t *testing.T) {
 	timings := quick
 	timings.RetryHostKey = never
 	r := start(t, srv, newSink(pipe.Position{}), timings)
-	r.sink.untilRung(t, vm.RungHostKey)
+	_ = r.sink.untilRung(t, vm.RungHostKey)
 	if srv.Logins() != 0 {
 		t.Error("logged in at a stranger's")
 	}
@@ -175,7 +174,7 @@ func TestRungsAreNewsOnce(t *testing.T) {
 	r := start(t, srv, newSink(pipe.Position{}), timings)
 	untilLogged(t, r.logs, "builder still can't be reached")
 	srv.Set(func(f *vmtest.Faults) { f.RefuseUser, f.NoSFTP = false, true })
-	r.sink.untilRung(t, vm.RungSFTP)
+	_ = r.sink.untilRung(t, vm.RungSFTP)
 	srv.Set(func(f *vmtest.Faults) { f.NoSFTP = false })
 	r.sink.untilUp(t, 1)
 	if n := r.logs.FilterMessage("builder can't be reached yet").Len(); n != 2 {

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"osbuilder/daemon/internal/vm"
+	"osbuilder/daemon/internal/vmtest"
+	"osbuilder/pipe"
 	"sync"
 	"testing"
 	"time"
@@ -12,10 +15,6 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
-
-	"osbuilder/daemon/internal/vm"
-	"osbuilder/daemon/internal/vmtest"
-	"osbuilder/pipe"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -201,7 +200,10 @@ func start(t *testing.T, srv *vmtest.Server, s *sink, timings vm.Timings) *rig {
 	t.Cleanup(func() {
 		cancel()
 		select {
-		case <-r.done:
+		case err := <-r.done:
+			if err != nil {
+				t.Errorf("Run: %v", err)
+			}
 		case <-time.After(bound):
 			t.Error("Run doesn't end")
 		}

@@ -4,11 +4,10 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
-	"strings"
-	"testing"
-
 	"osbuilder/daemon/internal/vmtest"
 	"osbuilder/pipe"
+	"strings"
+	"testing"
 )
 
 // Both halves together: a job goes out, runs, its events come in over two

@@ -14,6 +14,9 @@ import (
 	"os"
 	"os/exec"
 	"os/user"
+	"osbuilder/daemon/internal/vm"
+	"osbuilder/daemon/internal/vmtest"
+	"osbuilder/pipe"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -23,10 +26,6 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/crypto/ssh"
-
-	"osbuilder/daemon/internal/vm"
-	"osbuilder/daemon/internal/vmtest"
-	"osbuilder/pipe"
 )
 
 // These tests want OpenSSH's server and inotify-tools, as the VM has them:
@@ -71,7 +70,7 @@ func openSSH(t *testing.T) (vm.Config, func()) {
 		t.Fatal(err)
 	}
 	_, port, _ := net.SplitHostPort(l.Addr().String())
-	l.Close()
+	_ = l.Close()
 	settings := fmt.Sprintf(`Port %s
 ListenAddress 127.0.0.1
 HostKey %s/host
@@ -229,7 +228,7 @@ func proxy(t *testing.T, to string) *front {
 		t.Fatal(err)
 	}
 	f := &front{Listener: l, conns: make(chan net.Conn, 100)}
-	t.Cleanup(func() { l.Close(); f.cut() })
+	t.Cleanup(func() { _ = l.Close(); f.cut() })
 	go func() {
 		for {
 			c, err := l.Accept()
@@ -239,14 +238,14 @@ func proxy(t *testing.T, to string) *front {
 			var d net.Dialer
 			up, err := d.DialContext(t.Context(), "tcp", to)
 			if err != nil {
-				c.Close()
+				_ = c.Close()
 				continue
 			}
 			f.conns <- c
 			f.conns <- up
 			for _, pair := range [][2]net.Conn{{c, up}, {up, c}} {
 				go func() {
-					defer pair[0].Close()
+					defer func() { _ = pair[0].Close() }()
 					_, _ = pair[0].(*net.TCPConn).ReadFrom(pair[1])
 				}()
 			}
@@ -259,7 +258,7 @@ func (f *front) cut() {
 	for {
 		select {
 		case c := <-f.conns:
-			c.Close()
+			_ = c.Close()
 		default:
 			return
 		}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"osbuilder/pipe"
 	"path"
 	"strings"
 	"sync"
@@ -16,8 +17,6 @@ import (
 	"github.com/pkg/sftp"
 	"go.uber.org/zap"
 	"golang.org/x/crypto/ssh"
-
-	"osbuilder/pipe"
 )
 
 // tempPrefix begins the names of requests that aren't whole yet. The runner
@@ -69,7 +68,7 @@ func writeRequest(ctx context.Context, c *sftp.Client, dir string, data []byte) 
 			return
 		}
 		if !closed {
-			f.Close()
+			_ = f.Close()
 		}
 		// A rename that was answered with an error may have happened; then there is nothing to remove.
 		if gone := c.Remove(temp); gone != nil && !errors.Is(gone, os.ErrNotExist) && !connectionLost(gone) {
@@ -148,7 +147,7 @@ func (b *Builder) Copy(ctx context.Context, name string, offset int64, w io.Writ
 		case err == nil:
 			opened <- c
 			err = download(c, name, offset, g)
-			l.start(func() { c.Close() }) // waits for the server
+			l.start(func() { _ = c.Close() }) // waits for the server
 		case errors.As(err, &refused): // the server allows few sessions
 			err = download(l.sftp, name, offset, g)
 		}
@@ -173,7 +172,7 @@ func (b *Builder) Copy(ctx context.Context, name string, offset int64, w io.Writ
 		// Ends the reads that are under way, if the server still answers; else they end with the link.
 		select {
 		case c := <-opened:
-			l.start(func() { c.Close() })
+			l.start(func() { _ = c.Close() })
 		default:
 		}
 		return g.shut(), fmt.Errorf("%s: %w", what, err)
@@ -185,7 +184,7 @@ func download(c *sftp.Client, name string, offset int64, g *gate) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	info, err := f.Stat()
 	if err != nil {
 		return err

@@ -7,15 +7,14 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"osbuilder/daemon/internal/vm"
+	"osbuilder/daemon/internal/vmtest"
+	"osbuilder/pipe"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
-
-	"osbuilder/daemon/internal/vm"
-	"osbuilder/daemon/internal/vmtest"
-	"osbuilder/pipe"
 )
 
 func TestSend(t *testing.T) {
@@ -186,7 +185,7 @@ func TestCopyNeverLosesBytesInSilence(t *testing.T) {
 			switch {
 			case test.harm != nil:
 				r.srv.Set(test.harm)
-			case test.want == os.ErrNotExist:
+			case errors.Is(test.want, os.ErrNotExist):
 				file += "-not"
 			default:
 				offset = int64(len(data)) + 1

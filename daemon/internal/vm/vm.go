@@ -9,14 +9,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"osbuilder/pipe"
 	"sync"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
 	"go.uber.org/zap"
 	"golang.org/x/crypto/ssh"
-
-	"osbuilder/pipe"
 )
 
 // Config says which VM it is and how to reach it.
@@ -157,7 +156,7 @@ func (b *Builder) Run(ctx context.Context) error {
 	for {
 		held, err := b.session(ctx, &trouble)
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // to be stopped is no error, whatever it was that stopping broke
 		}
 		var fatal *sinkError
 		if errors.As(err, &fatal) {
@@ -166,7 +165,7 @@ func (b *Builder) Run(ctx context.Context) error {
 		if trouble.failed(err, held > 0, time.Now()) {
 			if err := b.sink.Down(ctx, b.cfg.Name, err); err != nil {
 				if ctx.Err() != nil {
-					return nil
+					return nil //nolint:nilerr // as above
 				}
 				return fmt.Errorf("follow builder %s: %w", b.cfg.Name, err)
 			}

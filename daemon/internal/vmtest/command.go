@@ -86,7 +86,7 @@ func (c *command) serve(channel ssh.Channel) {
 	})
 	_, _ = io.Copy(channel, io.TeeReader(c.output, &watcherCount{s: c.s}))
 	_, _ = channel.SendRequest("exit-status", false, []byte{0, 0, 0, 0})
-	channel.Close()
+	_ = channel.Close()
 	c.hangUp()
 	input.Wait()
 }

@@ -48,7 +48,7 @@ func (c *conn) Write(p []byte) (int, error) {
 	if c.left > 0 {
 		if int64(len(p)) >= c.left {
 			n, _ := c.Conn.Write(p[:c.left])
-			c.Close()
+			_ = c.Close()
 			return n, net.ErrClosed
 		}
 		c.left -= int64(len(p))

@@ -126,7 +126,7 @@ func (s *Server) now() (Faults, <-chan struct{}) {
 // Cut breaks all connections, as when the VM's power fails.
 func (s *Server) Cut() {
 	for _, c := range s.connections() {
-		c.Close()
+		_ = c.Close()
 	}
 }
 
@@ -152,7 +152,7 @@ func (s *Server) connections() []*conn {
 func (s *Server) Refuse() {
 	s.mu.Lock()
 	if s.listener != nil {
-		s.listener.Close()
+		_ = s.listener.Close()
 		s.listener = nil
 	}
 	s.mu.Unlock()
@@ -210,7 +210,7 @@ func (s *Server) adopt(c net.Conn) *conn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed || s.listener == nil {
-		c.Close()
+		_ = c.Close()
 		return nil
 	}
 	wrapped := newConn(c, s.faults.CutAfter)
@@ -222,7 +222,7 @@ func (s *Server) close() {
 	s.mu.Lock()
 	s.closed = true
 	if s.listener != nil {
-		s.listener.Close()
+		_ = s.listener.Close()
 	}
 	commands := s.commands
 	s.mu.Unlock()
@@ -235,7 +235,7 @@ func (s *Server) close() {
 
 func (s *Server) serve(c *conn) {
 	defer func() {
-		c.Close()
+		_ = c.Close()
 		s.mu.Lock()
 		delete(s.conns, c)
 		s.mu.Unlock()
@@ -262,7 +262,7 @@ func (s *Server) serve(c *conn) {
 	if err != nil {
 		return
 	}
-	defer server.Close()
+	defer func() { _ = server.Close() }()
 	s.mu.Lock()
 	s.logins++
 	s.mu.Unlock()
@@ -294,7 +294,7 @@ func (s *Server) serve(c *conn) {
 
 // session serves one channel until its program ends or the client closes it.
 func (s *Server) session(channel ssh.Channel, requests <-chan *ssh.Request, gone <-chan struct{}) {
-	defer channel.Close()
+	defer func() { _ = channel.Close() }()
 	var program sync.WaitGroup
 	defer program.Wait()
 	var running *command
@@ -307,7 +307,7 @@ func (s *Server) session(channel ssh.Channel, requests <-chan *ssh.Request, gone
 		case r.Type == "subsystem" && payload.Text == "sftp" && !faults.NoSFTP:
 			ok = true
 			program.Go(func() {
-				defer channel.Close()
+				defer func() { _ = channel.Close() }()
 				newSFTP(s, channel, gone).serve()
 			})
 		case r.Type == "exec" && !faults.NoExec && running == nil:
@@ -315,7 +315,7 @@ func (s *Server) session(channel ssh.Channel, requests <-chan *ssh.Request, gone
 				ok = true
 				program.Go(func() {
 					running.serve(channel)
-					channel.Close()
+					_ = channel.Close()
 				})
 			}
 		case r.Type == "signal" && running != nil:
