@@ -348,6 +348,22 @@ func TestSinkErrorEndsRun(t *testing.T) {
 	}
 }
 
+// An error of the Sink's own doesn't go under in a stop.
+func TestSinkErrorWhileStopping(t *testing.T) {
+	srv := vmtest.New(t)
+	vmtest.NewPipe(t, srv.Dir())
+	s := newSink(pipe.Position{})
+	s.fail, s.block = errors.New("disk full"), make(chan struct{})
+	s.deaf = true
+	r := start(t, srv, s, quick)
+	s.until(t, "an event on its way", func(s *sink) bool { return s.taking })
+	r.stop()
+	close(s.block)
+	if err := r.wait(t); !errors.Is(err, s.fail) {
+		t.Errorf("Run: %v", err)
+	}
+}
+
 func TestSinkHoldsReadingBack(t *testing.T) {
 	srv := vmtest.New(t)
 	p := vmtest.NewPipe(t, srv.Dir())

@@ -40,6 +40,8 @@ type sink struct {
 	changed  chan struct{}
 	fail     error         // of Entries
 	block    chan struct{} // Entries waits for it, if not nil
+	deaf     bool          // and for nothing else
+	taking   bool          // Entries was called
 }
 
 func newSink(from pipe.Position) *sink { return &sink{position: from, changed: make(chan struct{})} }
@@ -65,9 +67,14 @@ func (s *sink) Up(context.Context, string) error {
 
 func (s *sink) Entries(ctx context.Context, _ string, entries []pipe.Entry) error {
 	s.mu.Lock()
-	block := s.block
+	block, deaf := s.block, s.deaf
+	s.taking = true
+	s.tell()
 	s.mu.Unlock()
-	if block != nil {
+	switch {
+	case block != nil && deaf:
+		<-block
+	case block != nil:
 		select {
 		case <-block:
 		case <-ctx.Done():

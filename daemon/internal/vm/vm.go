@@ -155,20 +155,17 @@ func (b *Builder) Run(ctx context.Context) error {
 	trouble := reporter{log: b.log, every: t.Remind}
 	for {
 		held, err := b.session(ctx, &trouble)
-		if ctx.Err() != nil {
-			return nil //nolint:nilerr // to be stopped is no error, whatever it was that stopping broke
-		}
 		var fatal *sinkError
-		if errors.As(err, &fatal) {
+		if !errors.As(err, &fatal) && ctx.Err() == nil && trouble.failed(err, held > 0, time.Now()) {
+			if err := b.sink.Down(ctx, b.cfg.Name, err); err != nil {
+				fatal = &sinkError{fmt.Errorf("down: %w", err)}
+			}
+		}
+		if fatal != nil && (ctx.Err() == nil || !errors.Is(fatal, ctx.Err())) {
 			return fmt.Errorf("follow builder %s: %w", b.cfg.Name, fatal.err)
 		}
-		if trouble.failed(err, held > 0, time.Now()) {
-			if err := b.sink.Down(ctx, b.cfg.Name, err); err != nil {
-				if ctx.Err() != nil {
-					return nil //nolint:nilerr // as above
-				}
-				return fmt.Errorf("follow builder %s: %w", b.cfg.Name, err)
-			}
+		if ctx.Err() != nil {
+			return nil // to be stopped is no error, whatever it was that stopping broke on the link
 		}
 		if held >= t.Held {
 			retry.Reset()
