@@ -161,7 +161,7 @@ wait_for_job() {
 report() {
   local sum name image='' size=0 bytes
   grep -Eq '"status": *"succeeded"' "$RESULT/result.json" ||
-    die "the job did not succeed." "What it said: $RESULT/build.log" "The result: $RESULT/result.json"
+    die "the job did not succeed: $(sed -n 's/^ *"reason": *"\(.*\)",\{0,1\}$/\1/p' "$RESULT/result.json")" "What it said: $RESULT/build.log" "The result: $RESULT/result.json"
   while read -r sum name; do
     name=${name#\*}
     [ "$(sha256 "$RESULT/$name")" = "$sum" ] || die "$RESULT/$name is not what the VM made: its sha256 differs from SHA256SUMS."
