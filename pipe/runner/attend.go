@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -81,7 +82,7 @@ func (a *attendant) run(ctx context.Context) error {
 		return err
 	}
 	if o.Finished.Status == pipe.StatusSucceeded {
-		c := collector{cfg: a.r.cfg, path: a.path, builder: a.r.user}
+		c := collector{cfg: a.r.cfg, disk: a.r.spool.disk, path: a.path, builder: a.r.user}
 		if c.maker, err = a.r.cfg.slotUser(a.ran.Slot); err != nil {
 			return err
 		}
@@ -227,7 +228,7 @@ func (a *attendant) spec() Spec {
 		Dir:     a.path.own,
 		Work:    a.path.work(),
 		Temp:    a.path.temp(),
-		Hidden:  []string{cfg.Pipe, cfg.spool(), cfg.artifactsDir()},
+		Hidden:  []string{cfg.Pipe, filepath.Join(cfg.Data, filepath.Base(cfg.Pipe)), cfg.spool(), cfg.artifactsDir()},
 		Log:     a.path.log(),
 		Ran:     a.path.ran(),
 		Result:  a.path.result(),

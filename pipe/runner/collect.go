@@ -51,6 +51,7 @@ func refuse(name, format string, args ...any) error {
 //	hash
 type collector struct {
 	cfg     Config
+	disk    disk
 	path    paths
 	builder account // whose group may read
 	maker   account // the slot's user: whose files count
@@ -109,7 +110,7 @@ func (c *collector) receive(ctx context.Context) error {
 		if err := c.check(ctx, out); err != nil {
 			return err
 		}
-		if err := (disk{}).write(checked, nil); err != nil {
+		if err := c.disk.write(checked, nil); err != nil {
 			return fmt.Errorf("collect: %w", err)
 		}
 	}

@@ -32,13 +32,13 @@ type out struct {
 	length *os.File // spool/length
 	gen    pipe.Generation
 	seq    uint64 // of the last event
-	end    int64  // of the last whole line
-	torn   bool   // bytes after end are no whole line
+	size   int64  // of the file, which nobody else writes to
+	torn   bool   // its last bytes are no whole line
 	blocks int64  // allocated up to here
 }
 
-// errPipeLost: pipe_out is not the file that was written to, or is shorter.
-var errPipeLost = errors.New("pipe_out was removed, replaced or cut")
+// errPipeLost: pipe_out is not the file that was written to, or not as long.
+var errPipeLost = errors.New("pipe_out was removed, replaced or changed")
 
 // A generationRecord ties a generation to the boot it began in.
 type generationRecord struct {
@@ -159,11 +159,11 @@ func (o *out) resume(h history) (bool, error) {
 	return true, nil
 }
 
-func (o *out) take(f *os.File, gen pipe.Generation, seq uint64, end int64, torn bool) {
+func (o *out) take(f *os.File, gen pipe.Generation, seq uint64, size int64, torn bool) {
 	if o.file != nil {
 		_ = o.file.Close()
 	}
-	o.file, o.gen, o.seq, o.end, o.torn, o.blocks = f, gen, seq, end, torn, end
+	o.file, o.gen, o.seq, o.size, o.torn, o.blocks = f, gen, seq, size, torn, size
 	o.remember()
 }
 
@@ -343,7 +343,7 @@ func (o *out) tidy() error {
 }
 
 // intact reports errPipeLost unless pipe_out is still the file that is open,
-// with all that was written.
+// with all that was written and nothing else.
 func (o *out) intact() error {
 	if o.file == nil {
 		return errPipeLost
@@ -355,7 +355,7 @@ func (o *out) intact() error {
 	if err := unix.Fstat(int(o.file.Fd()), &here); err != nil {
 		return fmt.Errorf("look at pipe_out: %w", err)
 	}
-	if here.Dev != there.Dev || here.Ino != there.Ino || here.Size < o.end {
+	if here.Dev != there.Dev || here.Ino != there.Ino || here.Size != o.size {
 		return errPipeLost
 	}
 	return nil
@@ -393,14 +393,10 @@ func (o *out) write(data []byte) error {
 	if err := o.disk.failing("append", o.cfg.pipeOut()); err != nil {
 		return err
 	}
-	size, err := o.file.Seek(0, io.SeekEnd)
-	if err != nil {
-		return err
-	}
-	if need := size + int64(len(data)); need > o.blocks {
-		err := unix.Fallocate(int(o.file.Fd()), unix.FALLOC_FL_KEEP_SIZE, size, int64(len(data))+ahead)
+	if need := o.size + int64(len(data)); need > o.blocks {
+		err := unix.Fallocate(int(o.file.Fd()), unix.FALLOC_FL_KEEP_SIZE, o.size, int64(len(data))+ahead)
 		if errors.Is(err, unix.ENOSPC) {
-			err = unix.Fallocate(int(o.file.Fd()), unix.FALLOC_FL_KEEP_SIZE, size, int64(len(data)))
+			err = unix.Fallocate(int(o.file.Fd()), unix.FALLOC_FL_KEEP_SIZE, o.size, int64(len(data)))
 			o.blocks = need
 		} else {
 			o.blocks = need + ahead
@@ -411,12 +407,11 @@ func (o *out) write(data []byte) error {
 		}
 	}
 	n, err := o.file.Write(data) // goes on after a short write
+	o.size += int64(n)
 	if err != nil {
 		o.torn = o.torn || n > 0
-		return err
 	}
-	o.end = size + int64(n)
-	return nil
+	return err
 }
 
 func (o *out) sync() error {
@@ -437,7 +432,7 @@ func (o *out) remember() {
 		}
 		o.length = f
 	}
-	_, _ = o.length.WriteAt(fmt.Appendf(nil, "%020d %-28s\n", o.end, o.gen), 0)
+	_, _ = o.length.WriteAt(fmt.Appendf(nil, "%020d %-28s\n", o.size, o.gen), 0)
 }
 
 // knownLength is what remember noted for that generation; 0 if nothing.

@@ -11,6 +11,8 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"osbuilder/pipe"
 )
 
@@ -148,6 +150,13 @@ func (r *Runner) add(rec record, body []byte) *pipe.Refused {
 			Message:   fmt.Sprintf("%d jobs lie here already: acknowledge those that are finished", len(r.jobs)),
 			Retryable: true,
 		}
+	}
+	// A job must not live on what is kept for acknowledgements.
+	if err := r.spool.room.fill(); err != nil {
+		return r.unable(err)
+	}
+	if r.spool.room.spent {
+		return r.unable(fmt.Errorf("spool job %s: %w", folder(rec.ref()), unix.ENOSPC))
 	}
 	rec.Order, rec.Accepted = r.order+1, time.Now().UTC()
 	if err := r.spool.accept(rec, body); err != nil {

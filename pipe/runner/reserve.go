@@ -16,11 +16,15 @@ const reserveSize = 4 << 20
 // that a request that frees room can still be carried out and answered.
 type reserve struct {
 	path  string
-	spent bool
+	spent bool // given back, and not filled since
+	kept  bool // filled
 }
 
 // fill allocates the blocks. On a full disk they come with a later call.
 func (r *reserve) fill() error {
+	if r.kept {
+		return nil
+	}
 	f, err := os.OpenFile(r.path, os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return fmt.Errorf("keep a reserve: %w", err)
@@ -35,7 +39,7 @@ func (r *reserve) fill() error {
 	case err != nil:
 		return fmt.Errorf("keep a reserve: %w", err)
 	}
-	r.spent = false
+	r.spent, r.kept = false, true
 	return nil
 }
 
@@ -49,7 +53,7 @@ func (r *reserve) use(do func() error) error {
 	if terr := os.Truncate(r.path, 0); terr != nil {
 		return errors.Join(err, terr)
 	}
-	r.spent = true
+	r.spent, r.kept = true, false
 	return do()
 }
 

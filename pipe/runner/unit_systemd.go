@@ -43,7 +43,9 @@ func (u SystemdUnits) arguments(spec Spec) []string {
 		"StandardInput=null",
 		"StandardOutput=append:" + spec.Log,
 		"StandardError=append:" + spec.Log,
-		// With "+" it is root and outside of the job's view of the files.
+		// With "+" it is root, and most of what bars the job is not applied to
+		// it. TemporaryFileSystem and BindPaths are, though: they must leave
+		// the spool in its place.
 		fmt.Sprintf("ExecStopPost=+%s result --file %s", u.Hook, spec.Result),
 		"KillMode=control-group",
 		"TimeoutStopSec=10s",
@@ -52,11 +54,9 @@ func (u SystemdUnits) arguments(spec Spec) []string {
 		"OOMPolicy=kill",
 
 		"ProtectSystem=strict",
-		// Of the data disk it sees its own folder, of /tmp and /dev/shm what
-		// it made itself.
-		"TemporaryFileSystem=" + filepath.Dir(filepath.Dir(spec.Dir)) + ":ro,mode=0755",
+		"ReadWritePaths=" + spec.Dir,
+		// Nothing passes from one job to the next by these.
 		"TemporaryFileSystem=/dev/shm:mode=1777",
-		"BindPaths=" + spec.Dir,
 		"BindPaths=" + spec.Temp + ":/tmp",
 		"BindPaths=" + spec.Temp + ":/var/tmp",
 		"ProtectHome=yes",

@@ -1,0 +1,247 @@
+package runner
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"osbuilder/pipe"
+)
+
+func TestFinishedOfResult(t *testing.T) {
+	code := func(n int) *int { return &n }
+	ran := marker{Uptime: int64(time.Second)}
+	for name, tc := range map[string]struct {
+		result Result
+		want   pipe.Finished
+	}{
+		"exit 0":  {Result{"success", "exited", "0", 4096, int64(3 * time.Second)}, pipe.Finished{Status: pipe.StatusSucceeded, ExitCode: code(0), Duration: 2000, Memory: 4096, Scope: "unit"}},
+		"exit 3":  {Result{"exit-code", "exited", "3", 0, int64(3 * time.Second)}, pipe.Finished{Status: pipe.StatusFailed, ExitCode: code(3), Duration: 2000}},
+		"signal":  {Result{"signal", "killed", "SEGV", 0, int64(3 * time.Second)}, pipe.Finished{Status: pipe.StatusFailed, Signal: "SIGSEGV", Duration: 2000}},
+		"dumped":  {Result{"core-dump", "dumped", "ABRT", 0, int64(3 * time.Second)}, pipe.Finished{Status: pipe.StatusFailed, Signal: "SIGABRT", Duration: 2000}},
+		"timeout": {Result{"timeout", "killed", "TERM", 0, int64(11 * time.Second)}, pipe.Finished{Status: pipe.StatusTimeout, Reason: "it ran longer than 10s", Duration: 10000}},
+		// It ended by itself; what it left behind had to be killed.
+		"leftovers": {Result{"timeout", "exited", "0", 0, int64(5 * time.Second)}, pipe.Finished{Status: pipe.StatusSucceeded, ExitCode: code(0), Duration: 4000}},
+		"odd":       {Result{"resources", "", "", 0, 0}, pipe.Finished{Status: pipe.StatusFailed, Reason: "it ended with resources ( )"}},
+	} {
+		if d := cmp.Diff(tc.want, tc.result.finished(ran, 10*time.Second)); d != "" {
+			t.Errorf("%s (-want +got):\n%s", name, d)
+		}
+	}
+	oom := Result{"oom-kill", "killed", "KILL", 1 << 30, 0}.finished(ran, 0)
+	if oom.Status != pipe.StatusFailed || !strings.HasPrefix(oom.Reason, "out of memory") {
+		t.Errorf("oom: %+v", oom)
+	}
+}
+
+func TestWriteResult(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "result")
+	env := map[string]string{"SERVICE_RESULT": "exit-code", "EXIT_CODE": "exited", "EXIT_STATUS": "7"}
+	if err := WriteResult(path, func(name string) string { return env[name] }); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := parseResult(data)
+	if err != nil || r.ServiceResult != "exit-code" || r.ExitStatus != "7" || r.Uptime <= 0 {
+		t.Errorf("result %+v, %v", r, err)
+	}
+	if err := WriteResult(path, func(string) string { return "" }); err == nil {
+		t.Error("a result without an environment")
+	}
+}
+
+func TestMemoryPeak(t *testing.T) {
+	dir := t.TempDir()
+	for path, content := range map[string]string{
+		"self": "1:name=systemd:/other\n0::/jobs.slice/job-x.service\n",
+		"v1":   "1:name=systemd:/other\n",
+		"root/jobs.slice/job-x.service/memory.peak": "123456\n",
+	} {
+		path = filepath.Join(dir, path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n, err := memoryPeak(filepath.Join(dir, "self"), filepath.Join(dir, "root")); err != nil || n != 123456 {
+		t.Errorf("peak %d, %v", n, err)
+	}
+	if _, err := memoryPeak(filepath.Join(dir, "v1"), filepath.Join(dir, "root")); err == nil {
+		t.Error("a peak without a unified group")
+	}
+}
+
+func TestStatuses(t *testing.T) {
+	for name, tc := range map[string]struct {
+		script  string
+		timeout int64
+		status  pipe.Status
+		code    int
+		signal  string
+	}{
+		"exit":    {"exit 42\n", 0, pipe.StatusFailed, 42, ""},
+		"signal":  {"kill -SEGV $$\n", 0, pipe.StatusFailed, 0, "SIGSEGV"},
+		"timeout": {"sleep 1000\n", 1, pipe.StatusTimeout, 0, ""},
+		"syntax":  {"if\n", 0, pipe.StatusFailed, 2, ""},
+		"orphan":  {"sleep 1000 &\n", 0, pipe.StatusSucceeded, 0, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := boot(t)
+			h := jobHeader("j", 1)
+			h.Timeout = tc.timeout
+			accepted(t, m.send(1, h, tc.script))
+			f := m.finished("j")
+			if f.Status != tc.status || f.Signal != tc.signal || tc.code != 0 && (f.ExitCode == nil || *f.ExitCode != tc.code) {
+				t.Errorf("finished: %+v", f)
+			}
+			if f.Duration <= 0 {
+				t.Errorf("took %d ms", f.Duration)
+			}
+		})
+	}
+}
+
+func TestEnvironment(t *testing.T) {
+	m := boot(t)
+	h := jobHeader("j", 3)
+	h.Name = "a\tname\n"
+	accepted(t, m.send(1, h, `echo "$JOB_ID|$JOB_NAME|$JOB_ATTEMPT|$NIX_REMOTE"
+for d in "$OUT" "$TMPDIR" "$HOME" "$PWD"; do [[ $d == */data/jobs/j-3/* && -w $d ]] || echo "$d"; done
+read -r line && echo "$line"
+`))
+	m.finished("j")
+	if got := m.output("j"); got != "j|a name |3|daemon\n" {
+		t.Errorf("output %q", got)
+	}
+}
+
+// As many at once as there are slots, the rest in the order they came.
+func TestSlots(t *testing.T) {
+	m := newMachine(t)
+	m.cfg.Slots = 2
+	m.start()
+	wait, open := m.gate("g")
+	for _, id := range []string{"a", "b", "c", "d", "e"} {
+		m.submit(id, wait)
+	}
+	m.await("two to start", 2, ofType(pipe.TypeStarted))
+	m.settle("meanwhile")
+	if n := len(find(m.events(), ofType(pipe.TypeStarted))); n != 2 {
+		t.Errorf("%d run at once", n)
+	}
+	open()
+	m.await("all to finish", 5, ofType(pipe.TypeFinished))
+	var order string
+	running := map[int]bool{}
+	slot := map[string]int{}
+	for _, e := range m.events() {
+		switch e.Type {
+		case pipe.TypeStarted:
+			order += e.Job
+			if running[e.Started.Slot] || e.Started.Slot < 1 || e.Started.Slot > 2 {
+				t.Errorf("%s in slot %d, which is busy or none", e.Job, e.Started.Slot)
+			}
+			running[e.Started.Slot], slot[e.Job] = true, e.Started.Slot
+		case pipe.TypeFinished:
+			running[slot[e.Job]] = false
+		}
+	}
+	for _, first := range []string{"a", "b"} {
+		if !strings.Contains(order[:2], first) {
+			t.Errorf("started in the order %s", order)
+		}
+	}
+}
+
+func TestSystemdArguments(t *testing.T) {
+	args := SystemdUnits{Hook: "/usr/lib/osbuilder/pipe-runner"}.arguments(Spec{
+		Unit: "job-x-1", User: "job-1", Script: "/data/jobs/x-1/script", Dir: "/data/jobs/x-1", Work: "/data/jobs/x-1/work",
+		Temp: "/data/jobs/x-1/tmp", Hidden: []string{"/nexus_bootstrap"}, Log: "/data/spool/jobs/x-1/log",
+		Result: "/data/spool/jobs/x-1/result", Timeout: 90 * time.Second, Env: []string{"A=b c"},
+	})
+	all := strings.Join(args, "\n") + "\n"
+	for _, want := range []string{
+		"--unit=job-x-1.service", "--collect", "--property=User=job-1", "--property=RuntimeMaxSec=90000ms",
+		"--property=StandardOutput=append:/data/spool/jobs/x-1/log", "--property=CapabilityBoundingSet=",
+		"--property=ExecStopPost=+/usr/lib/osbuilder/pipe-runner result --file /data/spool/jobs/x-1/result",
+		"--property=InaccessiblePaths=-/sys/firmware -/run/osbuilder/ssh_host_ed25519_key -/run/osbuilder/authorized_keys -/nexus_bootstrap",
+		"--setenv=A=b c", "--property=OOMPolicy=kill",
+	} {
+		if !strings.Contains(all, want+"\n") {
+			t.Errorf("%q is missing in:\n%s", want, all)
+		}
+	}
+	if !strings.HasSuffix(all, "--\n"+shell()+"\n/data/jobs/x-1/script\n") {
+		t.Errorf("ends with %q", args[len(args)-3:])
+	}
+}
+
+func FuzzParseResult(f *testing.F) {
+	f.Add([]byte(`{"service_result":"success","exit_code":"exited","exit_status":"0","memory_peak":1,"uptime_ns":2}`))
+	f.Add([]byte(`{"service_result":"signal","exit_code":"killed","exit_status":"KILL"}`))
+	f.Add([]byte(`{"service_result":"timeout","exit_status":"99999999999999999999","uptime_ns":-1}`))
+	f.Add([]byte("{"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		r, err := parseResult(data)
+		if err != nil {
+			return
+		}
+		fin := r.finished(marker{Uptime: 1}, time.Second)
+		if fin.Status == pipe.StatusSucceeded && (fin.ExitCode == nil || *fin.ExitCode != 0) {
+			t.Errorf("%s is a success", data)
+		}
+		if fin.Duration < 0 || fin.Memory < 0 {
+			t.Errorf("%s: %+v", data, fin)
+		}
+	})
+}
+
+func FuzzRecords(f *testing.F) {
+	f.Add([]byte(`{"order":1,"job":"a","attempt":1,"sha256":"x","accepted":"2026-01-02T03:04:05Z"}`), []byte("12"), []byte(`{"boot":"b","slot":1,"uptime_ns":5}`), []byte(`{"started":true,"finished":{"status":"succeeded"}}`))
+	f.Add([]byte(`{`), []byte(""), []byte(""), []byte("null"))
+	f.Add([]byte(`{"order":-1,"job":"../x","attempt":0}`), []byte("-5"), []byte(`[]`), []byte(`{"finished":{"log_length":-1}}`))
+	f.Fuzz(func(t *testing.T, rec, base, ran, outcome []byte) {
+		cfg := Config{Data: t.TempDir()}
+		s := &spool{cfg: cfg}
+		p := cfg.paths(pipe.JobRef{Job: "a", Attempt: 1})
+		if err := os.MkdirAll(p.spool, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for path, data := range map[string][]byte{p.record(): rec, p.base(): base, p.ran(): ran, p.outcome(): outcome} {
+			if err := os.WriteFile(path, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		j, err := s.loadJob("a-1")
+		if err != nil {
+			return
+		}
+		if j.Job != "a" || j.Attempt != 1 || j.base < 0 || j.ran == nil || j.outcome == nil {
+			t.Errorf("loaded %+v", j)
+		}
+		if _, err := json.Marshal(j.record); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func FuzzFolder(f *testing.F) {
+	for _, s := range []string{"a-1", "a-b-12", "-1", "a-01", "a-0", "a", "../x-1"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		if ref, ok := parseFolder(name); ok && (folder(ref) != name || strings.ContainsAny(name, "/.")) {
+			t.Errorf("%q is %+v", name, ref)
+		}
+	})
+}
