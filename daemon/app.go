@@ -35,8 +35,8 @@ const (
 	retryAfter    = 2 * time.Second
 )
 
-// run is the daemon: it wires the parts and runs them until ctx is done or
-// one of them can't go on.
+// run is the daemon: it reads what it was given, wires the parts and runs them
+// until ctx is done or one of them can't go on.
 func run(ctx context.Context, cfg config.Config, stdout io.Writer) (err error) {
 	log, output, err := logging.New(cfg.LogFormat, cfg.LogLevel, stdout)
 	if err != nil {
@@ -51,17 +51,31 @@ func run(ctx context.Context, cfg config.Config, stdout io.Writer) (err error) {
 		err = errors.Join(err, <-logged)
 	}()
 
+	found, notes, err := config.Builders(ctx, cfg.Paths.Project, cfg.Compose)
+	for _, note := range notes {
+		log.Warn("Compose project", zap.String("note", note))
+	}
+	if err != nil {
+		return err
+	}
+	links, err := identify(found, cfg.Paths.Keys)
+	if err != nil {
+		return err
+	}
+	log.Info("sidecar started", zap.String("version", version), zap.String("jobs", cfg.Paths.Jobs), zap.Int("builders", len(links)))
+	err = serve(ctx, cfg, links, log)
+	log.Info("sidecar stopped")
+	return err
+}
+
+// serve runs the parts, with a link to each builder.
+func serve(ctx context.Context, cfg config.Config, links []vm.Config, log *zap.Logger) (err error) {
 	records, err := store.Open(ctx, filepath.Join(cfg.Paths.State, "osbuilder.db"))
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, records.Close()) }()
-
 	d, err := dispatcher(ctx, cfg, records, log)
-	if err != nil {
-		return err
-	}
-	links, err := builders(ctx, cfg, d, log)
 	if err != nil {
 		return err
 	}
@@ -73,18 +87,17 @@ func run(ctx context.Context, cfg config.Config, stdout io.Writer) (err error) {
 	}, records, log)
 	checks := &health.Server{Path: cfg.Paths.Health, Probe: d.Probe, Log: log}
 
-	log.Info("sidecar started", zap.String("version", version), zap.String("jobs", cfg.Paths.Jobs), zap.Int("builders", len(links)))
 	parts, ctx := errgroup.WithContext(ctx)
 	taken := make(chan job.ID)
+	for _, c := range links {
+		l := vm.New(c, d, log)
+		d.Add(l)
+		parts.Go(stopped(ctx, func() error { return l.Run(ctx) }))
+	}
 	parts.Go(func() error { return d.Run(ctx, taken) })
 	parts.Go(stopped(ctx, func() error { return drops.Run(ctx, taken) }))
 	parts.Go(stopped(ctx, func() error { return checks.Run(ctx) }))
-	for _, l := range links {
-		parts.Go(stopped(ctx, func() error { return l.Run(ctx) }))
-	}
-	err = parts.Wait()
-	log.Info("sidecar stopped")
-	return err
+	return parts.Wait()
 }
 
 // stopped makes a part's end by ctx, or by the dispatcher's end, no error.
@@ -170,32 +183,24 @@ func (s source) Copy(ctx context.Context, path string, offset int64, w io.Writer
 	return n, err
 }
 
-// builders makes the links to the Compose project's builders.
-func builders(ctx context.Context, cfg config.Config, d *dispatch.Dispatcher, log *zap.Logger) ([]*vm.Builder, error) {
-	found, notes, err := config.Builders(ctx, cfg.Paths.Project, cfg.Compose)
-	for _, note := range notes {
-		log.Warn("Compose project", zap.String("note", note))
-	}
-	if err != nil {
-		return nil, err
-	}
-	key, err := os.ReadFile(filepath.Join(cfg.Paths.Keys, "id_ed25519"))
+// identify says how to reach each builder, with the keys that init has made.
+func identify(found []config.Builder, keys string) ([]vm.Config, error) {
+	name := filepath.Join(keys, "id_ed25519")
+	key, err := os.ReadFile(name)
 	if err != nil {
 		return nil, keyHint(fmt.Errorf("read the sidecar's key: %w", err))
 	}
 	signer, err := ssh.ParsePrivateKey(key)
 	if err != nil {
-		return nil, keyHint(fmt.Errorf("read the sidecar's key %s: %w", filepath.Join(cfg.Paths.Keys, "id_ed25519"), err))
+		return nil, keyHint(fmt.Errorf("read the sidecar's key %s: %w", name, err))
 	}
-	hosts, err := knownhosts.New(filepath.Join(cfg.Paths.Keys, "known_hosts"))
+	hosts, err := knownhosts.New(filepath.Join(keys, "known_hosts"))
 	if err != nil {
 		return nil, keyHint(fmt.Errorf("read the VMs' host keys: %w", err))
 	}
-	var links []*vm.Builder
-	for _, b := range found {
-		l := vm.New(vm.Config{Name: b.Name, Addr: b.Addr, User: "builder", Signer: signer, HostKeys: hosts}, d, log)
-		d.Add(l)
-		links = append(links, l)
+	links := make([]vm.Config, len(found))
+	for i, b := range found {
+		links[i] = vm.Config{Name: b.Name, Addr: b.Addr, User: "builder", Signer: signer, HostKeys: hosts}
 	}
 	return links, nil
 }

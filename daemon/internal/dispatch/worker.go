@@ -204,8 +204,8 @@ func (d *Dispatcher) explain(ctx context.Context, flights []*flight) error {
 		switch w := d.workers[name]; {
 		case w.why != "":
 			why = w.why
-		case !w.up || w.hello == nil:
-			why = "no link to " + name + " yet"
+		case w.hello == nil:
+			return nil // its hello is the next event
 		default:
 			why = "a free slot on " + name
 		}
