@@ -316,7 +316,7 @@ func ended(notices []notice) bool {
 	return slices.ContainsFunc(notices, func(n notice) bool { return n.name == resultName })
 }
 
-// result reads what the stop hook left. One that can't be read is none.
+// result reads what the stop hook left. One that makes no sense is none.
 func (a *attendant) result() (Result, bool, error) {
 	data, err := readBounded(a.path.result(), maxResult)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -326,10 +326,7 @@ func (a *attendant) result() (Result, bool, error) {
 		return Result{}, false, fmt.Errorf("read result: %w", err)
 	}
 	result, err := parseResult(data)
-	if err != nil {
-		return Result{ServiceResult: "unknown", ExitCode: err.Error()}, true, nil
-	}
-	return result, true, nil
+	return result, err == nil, nil
 }
 
 // empty waits until no process of the job is left, and ends those that stay.

@@ -154,22 +154,24 @@ func (c *collector) check(ctx context.Context, out string) error {
 		if e.store != "" {
 			return c.keep(e, files)
 		}
-		if int(st.Uid) != c.maker.uid {
-			return refuse(e.name, "belongs to user %d: only files made by the job can be shipped", st.Uid)
+		if err := c.checkMaker(e.name, st); err != nil {
+			return err
 		}
 		if st.Nlink != 1 {
 			return refuse(e.name, "has %d names (hard links): only files made by the job can be shipped, each under one name; copy it", st.Nlink)
 		}
 		return idle(dir, e.name)
-	}, func(dir int, name string, st *unix.Stat_t) error {
-		if err := checkName(name); err != nil {
-			return err
-		}
-		if int(st.Uid) != c.maker.uid {
-			return refuse(name, "belongs to user %d: only folders made by the job can be shipped", st.Uid)
-		}
-		return nil
+	}, func(_ int, name string, st *unix.Stat_t) error {
+		return errors.Join(checkName(name), c.checkMaker(name, st))
 	})
+}
+
+// checkMaker refuses what is not the job's own.
+func (c *collector) checkMaker(name string, st *unix.Stat_t) error {
+	if int(st.Uid) == c.maker.uid {
+		return nil
+	}
+	return refuse(name, "belongs to user %d: only files made by the job can be shipped", st.Uid)
 }
 
 // checkName refuses names that would not survive the way to the user.

@@ -58,19 +58,19 @@ const remake = time.Second
 // errLost: the folder that was watched is no longer the one at its path.
 var errLost = errors.New("the folder was removed, moved or unmounted")
 
-// run watches until ctx is done.
-func (in *inbox) run(ctx context.Context) error {
+// run watches until ctx is done. Nothing else ends it: what fails is tried
+// again.
+func (in *inbox) run(ctx context.Context) {
 	for again := false; ctx.Err() == nil; again = true {
 		err := in.watch(ctx, again)
 		if ctx.Err() != nil {
-			break
+			return
 		}
 		in.logf("watching %s ended, it is made and watched again: %v", in.cfg.Pipe, err)
 		if !errors.Is(err, errLost) && !pause(ctx, remake) {
-			break
+			return
 		}
 	}
-	return nil
 }
 
 func (in *inbox) watch(ctx context.Context, again bool) error {

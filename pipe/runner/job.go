@@ -65,9 +65,6 @@ type job struct {
 	trouble  string   // what was reported last
 }
 
-// waiting: accepted, and nobody's yet.
-func (j *job) waiting() bool { return j.ran == nil && j.outcome == nil && !j.attended }
-
 // paths of one attempt.
 type paths struct {
 	spool     string // its folder in the spool

@@ -42,7 +42,7 @@ func (r *Runner) receive(ctx context.Context, l letter) {
 	case err != nil:
 		r.answer(ctx, header, malformed(err))
 	case req.Header != nil:
-		r.answer(ctx, header, r.obey(ctx, header, req.Body))
+		r.answer(ctx, header, r.obey(header, req.Body))
 	case l.late:
 		r.answer(ctx, header, r.stale(l))
 	default:
@@ -73,7 +73,7 @@ func malformed(err error) *pipe.Refused {
 }
 
 // obey carries out a request with a header, and returns why not.
-func (r *Runner) obey(ctx context.Context, h pipe.Header, body []byte) *pipe.Refused {
+func (r *Runner) obey(h pipe.Header, body []byte) *pipe.Refused {
 	if h.Kind == pipe.KindTakeOver || r.owner == "" {
 		if err := r.own(h.Owner); err != nil {
 			return r.unable(err)

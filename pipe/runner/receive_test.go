@@ -191,7 +191,7 @@ func TestFullDisk(t *testing.T) {
 	m := newMachine(t)
 	reserve := filepath.Join(m.cfg.spool(), "reserve")
 	var isFull bool // changed only while no runner lives
-	m.cfg.fault = func(_, path string) error {
+	m.cfg.fault = func(_, _ string) error {
 		if !isFull {
 			return nil
 		}

@@ -34,8 +34,8 @@ func TestMain(m *testing.M) {
 			}
 		}
 		r := New(cfg)
-		go func() { <-r.Ready(); fmt.Println("ready") }()
-		if err := r.Run(context.Background()); err != nil {
+		go func() { <-r.Ready(); fmt.Fprintln(os.Stdout, "ready") }()
+		if err := r.Run(context.Background()); err != nil { //nolint:forbidigo // this is a main
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

@@ -17,7 +17,6 @@ type Runner struct {
 	calls chan call
 	logMu sync.Mutex // guards cfg.Log
 	work  sync.WaitGroup
-	ended chan error    // of a goroutine that must not end
 	trash chan struct{} // asks the janitor
 
 	// What follows is the goroutine's in loop.
@@ -44,7 +43,6 @@ func New(cfg Config) *Runner {
 		cfg:   cfg,
 		ready: make(chan struct{}),
 		calls: make(chan call),
-		ended: make(chan error, 1),
 		trash: make(chan struct{}, 1),
 		jobs:  map[pipe.JobRef]*job{},
 		slots: map[int]*job{},
@@ -99,7 +97,8 @@ func (r *Runner) Run(ctx context.Context) error {
 	if err := r.start(ctx); err != nil {
 		return err
 	}
-	return r.loop(ctx)
+	r.loop(ctx)
+	return nil
 }
 
 // start takes up what the last runner left.
@@ -146,7 +145,7 @@ func (r *Runner) start(ctx context.Context) error {
 }
 
 // loop owns all state until ctx is done.
-func (r *Runner) loop(ctx context.Context) error {
+func (r *Runner) loop(ctx context.Context) {
 	post := make(chan letter, letters)
 	box := &inbox{
 		cfg:    r.cfg,
@@ -156,14 +155,12 @@ func (r *Runner) loop(ctx context.Context) error {
 		out:    post,
 		logf:   r.logf,
 	}
-	r.work.Go(func() { r.end(box.run(ctx)) })
+	r.work.Go(func() { box.run(ctx) })
 	for {
 		select {
 		case <-ctx.Done():
 			r.logf("the runner stops; %d running jobs go on", len(r.slots))
-			return nil
-		case err := <-r.ended:
-			return err
+			return
 		case c := <-r.calls:
 			c.done <- c.do()
 		case l := <-post:
@@ -172,17 +169,6 @@ func (r *Runner) loop(ctx context.Context) error {
 			r.retry = nil
 			r.again(ctx)
 		}
-	}
-}
-
-// end tells the loop that a goroutine it can't do without has ended.
-func (r *Runner) end(err error) {
-	if err == nil {
-		return
-	}
-	select {
-	case r.ended <- err:
-	default: // one is enough
 	}
 }
 

@@ -125,6 +125,9 @@ func (s *spool) loadJob(name string) (*job, error) {
 	if err := readJSON(p.base(), maxRecord, &j.base); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
+	if j.base < 0 {
+		return nil, fmt.Errorf("read %s: %d", p.base(), j.base)
+	}
 	if exists(p.ran()) {
 		j.ran = &marker{}
 		if err := readJSON(p.ran(), maxResult, j.ran); err != nil {
@@ -133,6 +136,8 @@ func (s *spool) loadJob(name string) (*job, error) {
 	}
 	var o outcome
 	switch err := readJSON(p.outcome(), maxOutcome, &o); {
+	case err == nil && (o.Finished.Status == "" || o.Finished.LogLength < 0):
+		return nil, fmt.Errorf("read %s: status %q, %d bytes of output", p.outcome(), o.Finished.Status, o.Finished.LogLength)
 	case err == nil:
 		j.outcome, j.started = &o, o.Started
 	case !errors.Is(err, fs.ErrNotExist):

@@ -145,7 +145,7 @@ func TestSlots(t *testing.T) {
 	running := map[int]bool{}
 	slot := map[string]int{}
 	for _, e := range m.events() {
-		switch e.Type {
+		switch e.Type { //nolint:exhaustive // these two say who runs
 		case pipe.TypeStarted:
 			order += e.Job
 			if running[e.Started.Slot] || e.Started.Slot < 1 || e.Started.Slot > 2 {

@@ -114,14 +114,14 @@ func (c *collector) resolve(dir int, name string) (string, error) {
 	if !within(c.cfg.Store, filepath.Clean(target)) {
 		return "", foreign()
 	}
-	real, err := filepath.EvalSymlinks(target)
+	file, err := filepath.EvalSymlinks(target)
 	if err != nil {
 		return "", refuse(name, "is a link to %s, which can't be followed: %v", printable(target), err)
 	}
-	if !within(c.cfg.Store, real) {
+	if !within(c.cfg.Store, file) {
 		return "", foreign()
 	}
-	info, err := os.Lstat(real)
+	info, err := os.Lstat(file)
 	if err != nil {
 		return "", refuse(name, "is a link to %s, which can't be read: %v", printable(target), err)
 	}
@@ -131,7 +131,7 @@ func (c *collector) resolve(dir int, name string) (string, error) {
 	if !info.Mode().IsRegular() {
 		return "", foreign()
 	}
-	return real, nil
+	return file, nil
 }
 
 // within reports whether a clean path lies below a folder.
