@@ -46,6 +46,7 @@ remove_results() {
 
 lock "make clean"
 trap unlock EXIT
+trap 'exit 143' INT TERM HUP
 confirm "This removes the VM's disk, its keys and the records of all jobs. Go on?" 0 || die "nothing was removed."
 if docker version >/dev/null 2>&1; then
   if find_compose; then

@@ -192,6 +192,7 @@ report() {
 
 lock "make demo"
 trap finish EXIT
+trap 'exit 143' INT TERM HUP
 : >"$LOGS/times"
 say "This demo builds a small test image in a Debian VM, all in containers on this machine."
 look

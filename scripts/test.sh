@@ -10,6 +10,7 @@ cd "$(dirname "$0")/.."
 . scripts/project.sh
 
 CHECKS=
+OTHERS=
 FAILED=
 
 finish() {
@@ -19,14 +20,28 @@ finish() {
   unlock
 }
 
-# remove_leftovers: installations of the end-to-end test that was ended before it could tidy up, known by their name and by
-# this folder.
+# installations: those of the end-to-end test that were started from this folder.
+installations() {
+  docker ps -a --filter "label=com.docker.compose.project.working_dir=$ROOT" \
+    --format '{{.Label "com.docker.compose.project"}}' 2>/dev/null | grep '^osbuilder-e2e-' | sort -u
+}
+
+# note_others: what was there before is not this run's to remove.
+note_others() {
+  local project
+  OTHERS=$(installations || true)
+  for project in $OTHERS; do
+    note "$project runs or was left by an earlier test; to remove it: ${COMPOSE[*]} -p $project down --volumes"
+  done
+}
+
+# remove_leftovers: for a test that was ended before it could tidy up.
 remove_leftovers() {
   local project
   [ -f "$OWN/test.env" ] || return 0
-  for project in $(docker ps -a --filter "label=com.docker.compose.project.working_dir=$ROOT" \
-    --format '{{.Label "com.docker.compose.project"}}' 2>/dev/null | grep '^osbuilder-e2e-' | sort -u); do
-    compose -p "$project" down --volumes --timeout 5 >>"$LOGS/test-down.log" 2>&1 || true
+  for project in $(installations || true); do
+    printf '%s\n' "$OTHERS" | grep -qxF "$project" ||
+      compose -p "$project" down --volumes --timeout 5 >>"$LOGS/test-down.log" 2>&1 || true
   done
 }
 
@@ -82,7 +97,7 @@ end_to_end() {
   say "==> End-to-end test"
   OSBUILDER_E2E_COMPOSE="${COMPOSE[*]}" OSBUILDER_E2E_ENV_FILE="$OWN/test.env" OSBUILDER_E2E_IMAGES=osbuilder-test \
     go test -race -tags e2e -count=1 -timeout 25m -v ./e2e/... 2>&1 </dev/null | tee "$LOGS/e2e.log" || rc=$?
-  if [ $rc -eq 0 ]; then
+  if [ "$rc" -eq 0 ]; then
     printf 'e2e\t%s\tok\n' $(($(date +%s) - start)) >>"$LOGS/times"
   else
     printf 'e2e\t%s\tfailed\n' $(($(date +%s) - start)) >>"$LOGS/times"
@@ -108,6 +123,7 @@ summary() {
 
 lock "make test"
 trap finish EXIT
+trap 'exit 143' INT TERM HUP
 BEGAN=$(date +%s)
 : >"$LOGS/times"
 rm -f "$LOGS"/{unit,lint,e2e-build,e2e}.log
@@ -123,6 +139,7 @@ need_engine
 need_base_debian
 need_base_go
 need_compose
+note_others
 write_settings
 step images "Building the sidecar, the VM's boot image and its container" compose --progress plain build
 say "==> Waiting for lint and unit tests"
