@@ -68,10 +68,19 @@ func (a *attendant) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if !ok && a.ran.Boot != a.r.cfg.Boot {
+		if err := dropZeros(a.path.log(), a.told); err != nil {
+			return err
+		}
+		return a.settle(ctx, outcome{Started: true, Finished: pipe.Finished{
+			Status: pipe.StatusInterrupted,
+			Reason: "the VM stopped while it ran; the end of its output may be missing",
+		}})
+	}
 	if !ok {
 		return a.settle(ctx, outcome{Started: true, Finished: pipe.Finished{
 			Status: pipe.StatusInterrupted,
-			Reason: "the VM stopped, or the job's unit died, while it ran",
+			Reason: "its unit died without a result while it ran",
 		}})
 	}
 	o := outcome{Started: true, Finished: result.finished(*a.ran, a.timeout())}

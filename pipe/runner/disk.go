@@ -1,8 +1,10 @@
 package runner
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -105,6 +107,39 @@ func removeParts(dir string) error {
 				return fmt.Errorf("clean %s: %w", dir, err)
 			}
 		}
+	}
+	return nil
+}
+
+// dropZeros cuts the NUL bytes off the end of a file, but keeps least bytes. They are what a crash leaves where a file had grown and its new blocks
+// were not yet written.
+func dropZeros(path string, least int64) error {
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return fmt.Errorf("cut what a crash left: %w", err)
+	}
+	defer f.Close()
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return fmt.Errorf("cut what a crash left: %w", err)
+	}
+	keep := size
+	for buf := make([]byte, 64<<10); keep > least; {
+		piece := buf[:min(int64(len(buf)), keep-least)]
+		if _, err := f.ReadAt(piece, keep-int64(len(piece))); err != nil {
+			return fmt.Errorf("cut what a crash left: %w", err)
+		}
+		text := bytes.TrimRight(piece, "\x00")
+		keep -= int64(len(piece) - len(text))
+		if len(text) > 0 {
+			break
+		}
+	}
+	if keep == size {
+		return nil
+	}
+	if err := f.Truncate(keep); err != nil {
+		return fmt.Errorf("cut what a crash left: %w", err)
 	}
 	return nil
 }

@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A watcher is one inotify instance. Its methods are for one goroutine, but
-// for close.
+// A watcher is one inotify instance, for one goroutine.
 type watcher struct {
 	fd   int
-	file *os.File // of fd, known to Go's poller: reads can be given a deadline and be ended by close
+	stop func() bool // no longer ends with the context
+	file *os.File    // of fd, known to Go's poller: reads can be given a deadline and be ended by close
 	buf  [64 << 10]byte
 }
 
@@ -34,11 +34,14 @@ func newWatcher(ctx context.Context) (*watcher, error) {
 		return nil, fmt.Errorf("begin to watch: %w", err)
 	}
 	w := &watcher{fd: fd, file: os.NewFile(uintptr(fd), "inotify")}
-	context.AfterFunc(ctx, w.close)
+	w.stop = context.AfterFunc(ctx, func() { _ = w.file.Close() })
 	return w, nil
 }
 
-func (w *watcher) close() { _ = w.file.Close() } // twice is harmless
+func (w *watcher) close() {
+	w.stop()
+	_ = w.file.Close() // twice is harmless
+}
 
 func (w *watcher) add(path string, mask uint32) (int, error) {
 	watch, err := unix.InotifyAddWatch(w.fd, path, mask)

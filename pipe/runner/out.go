@@ -269,6 +269,12 @@ func (o *out) shelve(h history) error {
 	if !info.Mode().IsRegular() {
 		return os.RemoveAll(o.cfg.pipeOut()) // never ours
 	}
+	if h.end < h.size {
+		// A reader would take zeros for events that somebody punched out.
+		if err := dropZeros(o.cfg.pipeOut(), h.end); err != nil {
+			return err
+		}
+	}
 	if h.gen == "" {
 		return nil // nobody could have read an event in it
 	}

@@ -246,6 +246,36 @@ func TestReboot(t *testing.T) {
 	}
 }
 
+// A crash leaves zeros where a file had grown. They are neither output nor
+// events.
+func TestZerosAfterCrash(t *testing.T) {
+	m := boot(t)
+	wait, _ := m.gate("g")
+	m.submit("j", "echo begun\n"+wait)
+	m.until("its output", func() bool { return m.output("j") == "begun\n" })
+	first := m.events()[0].Hello.Generation
+	m.stop()
+	grow := func(path string, by int64) {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(path, info.Size()+by); err != nil {
+			t.Fatal(err)
+		}
+	}
+	end := len(m.raw())
+	grow(m.cfg.pipeOut(), 5000)
+	grow(m.cfg.paths(pipe.JobRef{Job: "j", Attempt: 1}).log(), 200_000)
+	m.reboot()
+	if f := m.finished("j"); f.Status != pipe.StatusInterrupted || f.LogLength != 6 {
+		t.Errorf("finished: %+v", f)
+	}
+	if info, err := os.Stat(filepath.Join(m.cfg.Pipe, first.File())); err != nil || info.Size() != int64(end) {
+		t.Errorf("old file: %v, %v, want %d bytes", info, err, end)
+	}
+}
+
 // A line that a crash tore is ended, and what it would have said is said.
 func TestTornLine(t *testing.T) {
 	m := boot(t)

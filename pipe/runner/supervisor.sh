@@ -1,3 +1,4 @@
+#!/usr/bin/env bash
 # Runs one job for ProcessUnits: what systemd does in the VM.
 # Arguments: lock file, script, log, result, timeout in seconds (0: none), folder.
 lock=$1 script=$2 log=$3 result=$4 timeout=$5 work=$6
