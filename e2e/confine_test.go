@@ -23,11 +23,10 @@ forge() { echo '{"seq":1,"type":"finished","job":"x"}' >> /nexus_bootstrap/pipe_
 request() { echo 'echo forged' > /nexus_bootstrap/pipe_in; }
 readany() { cat "$@" > /dev/null; }
 others() {
-  for d in /data/jobs/*/; do
-    [ "$d" = "$(dirname "$OUT")/" ] && continue
-    cat "$d"/*/* "$d"/* && return 0
-  done
-  grep -l THE_VICTIMS_SECRET /data/jobs/*/*/* /proc/[0-9]*/environ /tmp/* /var/tmp/*
+  ls /data/jobs && return
+  ls "/data/jobs/$VICTIM-1" && return
+  cat "/data/jobs/$VICTIM-1/out/secret" && return
+  grep -rl THE_VICTIMS_SECRET /proc/[0-9]*/environ /tmp /var/tmp /dev/shm
 }
 try 'forge an event' forge
 try 'write a request' request
@@ -51,10 +50,19 @@ func TestJobCanNotBreakOut(t *testing.T) {
 	// A victim runs beside the attacker, with a secret in its files and its environment.
 	p.drop(t, "victim.sh", `export SECRET=THE_VICTIMS_SECRET
 echo THE_VICTIMS_SECRET | tee secret "$TMPDIR/secret" > "$OUT/secret"
-for i in $(seq 600); do [ -e "$OUT/../stop" ] && break; sleep 0.1; done
+bash -c 'echo ready; for i in $(seq 600); do sleep 0.1; done'
 `)
-	eventually(t, jobTimeout, "start of the victim", func() bool { return p.logs.has("job started", `"victim"`) })
-	p.drop(t, "attacker.sh", attacks)
+	client := p.connect(t)
+	victim := ""
+	eventually(t, jobTimeout, "secret of the victim", func() bool {
+		for _, e := range events(t, client) {
+			if e.Type == "log" && e.Log.Text == "ready\n" {
+				victim = e.Job
+			}
+		}
+		return victim != ""
+	})
+	p.drop(t, "attacker.sh", "VICTIM="+victim+"\n"+attacks)
 	r := p.outcome(t, "attacker")
 	if r.Status != "succeeded" || !strings.Contains(r.log, "attacked as job-") {
 		t.Fatalf("the attacks did not run: %s, %s\n%s", r.Status, r.Reason, r.log)
@@ -70,8 +78,8 @@ for i in $(seq 600); do [ -e "$OUT/../stop" ] && break; sleep 0.1; done
 	}
 
 	// What was attacked is there.
-	client := p.connect(t)
-	out, err := onVM(t, client, "ls -l /run/osbuilder/ssh_host_ed25519_key /nexus_bootstrap/pipe_out && ls -ld /data/spool /data/jobs/*/ && ls -d /sys/firmware/qemu_fw_cfg/by_name/opt/org.osbuilder")
+	out, err := onVM(t, client, "ls -ld /run/osbuilder/ssh_host_ed25519_key /nexus_bootstrap/pipe_out /data/spool /data/jobs/"+victim+
+		"-1 /sys/firmware/qemu_fw_cfg/by_name/opt/org.osbuilder")
 	if err != nil {
 		t.Errorf("a target of the attacks does not exist: %v\n%s", err, out)
 	}
@@ -189,7 +197,8 @@ func TestNoSecretInAnyImage(t *testing.T) {
 		}
 		err = eachFile(out, func(name string, data []byte) {
 			files++
-			if privateKeyPEM(data) {
+			// Libraries hold the keys of their self-tests, known to all the world.
+			if !bytes.HasPrefix(data, []byte("\x7fELF")) && privateKeyPEM(data) {
 				t.Errorf("%s: %s holds a private key", image, name)
 			}
 			if strings.HasSuffix(name, "etc/shadow") {

@@ -75,7 +75,7 @@ func noHalfImage(t *testing.T, name string) {
 			}
 			folders, _ := filepath.Glob(installation.output(name, "*"))
 			for _, folder := range folders {
-				if filepath.Base(folder) == "latest" {
+				if !isOutcome(folder) {
 					continue
 				}
 				for _, file := range []string{"image.bin", "SHA256SUMS", "result.json", "build.log"} {

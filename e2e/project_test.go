@@ -244,7 +244,7 @@ func (p *project) results(t *testing.T, name string) []result {
 	var all []result
 	for _, path := range paths {
 		folder := filepath.Dir(path)
-		if filepath.Base(folder) == "latest" {
+		if !isOutcome(folder) {
 			continue
 		}
 		data, err := os.ReadFile(path)
@@ -263,6 +263,13 @@ func (p *project) results(t *testing.T, name string) []result {
 		all = append(all, r)
 	}
 	return all
+}
+
+// isOutcome reports that a folder in output/NAME is a job's: neither the link
+// "latest" nor the hidden name that it is made under.
+func isOutcome(folder string) bool {
+	name := filepath.Base(folder)
+	return name != "latest" && !strings.HasPrefix(name, ".")
 }
 
 // outcome waits for the one outcome of the job that was dropped as NAME.sh.
@@ -415,6 +422,40 @@ func onVM(t *testing.T, c *ssh.Client, command string) (string, error) {
 	defer s.Close()
 	out, err := s.CombinedOutput(command)
 	return string(out), err
+}
+
+// An event is what a client of the pipe reads of a line of pipe_out.
+type event struct {
+	Type    string `json:"type"`
+	Job     string `json:"job"`
+	Started struct {
+		Name string `json:"name"`
+		User string `json:"user"`
+	} `json:"started"`
+	Log struct {
+		Text string `json:"text"`
+	} `json:"log"`
+}
+
+// events reads the current pipe_out.
+func events(t *testing.T, c *ssh.Client) []event {
+	t.Helper()
+	out, err := onVM(t, c, "cat /nexus_bootstrap/pipe_out")
+	if err != nil {
+		t.Fatalf("read pipe_out: %v", err)
+	}
+	var all []event
+	for line := range strings.Lines(out) {
+		var e event
+		if !strings.HasSuffix(line, "\n") {
+			break // it is being written
+		}
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			t.Errorf("not an event: %q", line)
+		}
+		all = append(all, e)
+	}
+	return all
 }
 
 // container returns the id of a service's container.
