@@ -51,6 +51,9 @@
 //	})
 //	err := r.Run(ctx) // until ctx is done; nil then
 //
+// Once Run has returned, [ProcessUnits.KillAll] ends the jobs that are left, so
+// that the folder can be removed.
+//
 // [Runner.Ready] is closed once hello is written and pipe_in is watched. Paths in events
 // are absolute paths below dir. Run it again with the same Config, to restart
 // the runner; with another Config.Boot, to reboot the VM.

@@ -47,6 +47,11 @@ func newMachine(t *testing.T) *machine {
 		Log:     m.log,
 	}
 	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), patience)
+		defer cancel()
+		if err := (ProcessUnits{}).KillAll(ctx, m.cfg.Data); err != nil {
+			t.Error(err)
+		}
 		if t.Failed() {
 			t.Logf("the runner's log:\n%s", m.log)
 		}

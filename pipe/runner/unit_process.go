@@ -94,3 +94,33 @@ func (ProcessUnits) Kill(_ context.Context, spec Spec) error {
 	}
 	return nil
 }
+
+// KillAll ends every job below a Config's Data and returns when it is gone,
+// or ctx is done. It is for the end of a test, after the runner: a job would
+// go on writing to a folder that is being removed.
+func (u ProcessUnits) KillAll(ctx context.Context, data string) error {
+	cfg := Config{Data: data}
+	entries, err := os.ReadDir(filepath.Join(cfg.spool(), "jobs"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("kill all jobs: %w", err)
+	}
+	for _, e := range entries {
+		spec := Spec{Unit: e.Name(), Result: filepath.Join(cfg.spool(), "jobs", e.Name(), resultName)}
+		for {
+			alive, err := u.Alive(ctx, spec)
+			if err != nil {
+				return err
+			}
+			if !alive {
+				break
+			}
+			if err := u.Kill(ctx, spec); err != nil {
+				return err
+			}
+			if !pause(ctx, 10*time.Millisecond) {
+				return fmt.Errorf("kill all jobs: %s is left: %w", e.Name(), context.Cause(ctx))
+			}
+		}
+	}
+	return nil
+}

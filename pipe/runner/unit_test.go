@@ -111,6 +111,20 @@ func TestStatuses(t *testing.T) {
 	}
 }
 
+func TestKillAll(t *testing.T) {
+	m := boot(t)
+	m.submit("j", "trap '' TERM; sleep 1000 & sleep 1000\n")
+	m.await("start", 1, ofType(pipe.TypeStarted))
+	m.stop()
+	if err := (ProcessUnits{}).KillAll(t.Context(), m.cfg.Data); err != nil {
+		t.Fatal(err)
+	}
+	m.start()
+	if f := m.finished("j"); f.Status != pipe.StatusInterrupted {
+		t.Errorf("finished: %+v", f)
+	}
+}
+
 func TestEnvironment(t *testing.T) {
 	m := boot(t)
 	h := jobHeader("j", 3)
