@@ -51,7 +51,7 @@ func explain(w io.Writer, err error) int {
 // stopAskedFor reports that err is a stop that was asked for and nothing besides:
 // an error that came while stopping must not go under.
 func stopAskedFor(err error) bool {
-	if many, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // each link of the chain is looked at in turn
+	if many, ok := err.(interface{ Unwrap() []error }); ok {
 		for _, e := range many.Unwrap() {
 			if !stopAskedFor(e) {
 				return false

@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -134,16 +133,12 @@ func TestKilledInDownload(t *testing.T) {
 	const size = 48
 	p.drop(t, "killed-download.sh", numbered(5, size))
 	eventually(t, jobTimeout, "partial download", func() bool {
-		found := false
-		_ = filepath.WalkDir(p.output(".partial"), func(path string, d fs.DirEntry, err error) error {
-			if err != nil || d.IsDir() || !strings.HasPrefix(d.Name(), "image.bin") {
-				return nil
-			}
-			info, err := d.Info()
-			found = found || err == nil && info.Size() > 1<<20 && info.Size() < size<<20
-			return nil
-		})
-		return found
+		files, err := filepath.Glob(p.output(".partial", "*", "image.bin*"))
+		if err != nil || len(files) == 0 {
+			return false
+		}
+		info, err := os.Stat(files[0])
+		return err == nil && info.Size() > 1<<20 && info.Size() < size<<20
 	})
 	p.kill9(t)
 	endedOnce(t, "killed-download", 5)

@@ -61,7 +61,7 @@ func TestMain(m *testing.M) { os.Exit(run(m)) }
 func run(m *testing.M) (code int) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	p, err := newProject()
+	p, err := newProject(ctx)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		return 2
@@ -83,7 +83,7 @@ func run(m *testing.M) (code int) {
 	return m.Run()
 }
 
-func newProject() (*project, error) {
+func newProject(ctx context.Context) (*project, error) {
 	command := strings.Fields(os.Getenv("OSBUILDER_E2E_COMPOSE"))
 	envFile := os.Getenv("OSBUILDER_E2E_ENV_FILE")
 	images := os.Getenv("OSBUILDER_E2E_IMAGES")
@@ -120,7 +120,7 @@ func newProject() (*project, error) {
 	for i := range ports {
 		// Closed again before Compose opens it; nothing else on the machine
 		// takes it in between but by rare chance, and then `up` says so.
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 		if err != nil {
 			return nil, err
 		}

@@ -41,8 +41,13 @@ func (d *Dispatcher) event(ctx context.Context, builder string, w *worker, e pip
 		return d.accepted(ctx, builder, w, e.Accepted.Request)
 	case pipe.TypeRefused:
 		return d.refused(ctx, builder, w, *e.Refused)
+	default:
+		return d.jobEvent(ctx, builder, w, e)
 	}
+}
 
+// jobEvent takes what a builder says of a job.
+func (d *Dispatcher) jobEvent(ctx context.Context, builder string, w *worker, e pipe.Event) error {
 	f, ours := d.flights[job.ID(e.Job)]
 	if !ours || f.job.Builder != builder || f.job.Attempt != e.Attempt {
 		d.cfg.Log.Debug("event of a job that is not in flight here", zap.String("builder", builder),
@@ -59,15 +64,18 @@ func (d *Dispatcher) event(ctx context.Context, builder string, w *worker, e pip
 		if err := f.log.Append(e.Attempt, *e.Log); err != nil {
 			return fmt.Errorf("append to log of job %s: %w", f.job.ID, err)
 		}
+		return nil
 	case pipe.TypeProgress:
 		d.cfg.Log.Info("progress", zap.String("job", f.job.Name), zap.String("phase", e.Progress.Phase),
 			zap.Int64("done", e.Progress.Done), zap.Int64("expected", e.Progress.Expected), zap.String("unit", e.Progress.Unit))
+		return nil
 	case pipe.TypeArtifact:
 		return d.artifact(ctx, f, *e.Artifact)
 	case pipe.TypeFinished:
 		return d.finished(ctx, builder, w, f, *e.Finished)
+	default: // of a later version of the protocol, and no more than a hint
+		return nil
 	}
-	return nil
 }
 
 // hello begins a generation, or tells that the runner was started anew.
@@ -99,29 +107,34 @@ func splitKey(key string) (kind pipe.Kind, id job.ID, attempt int) {
 	return pipe.Kind(k), job.ID(i), n
 }
 
-// answered reports whether key is that of the request that waits.
+// answered ends the wait for an answer, if key is that of the request.
 func (w *worker) answered(key string) {
 	if w.waiting != nil && w.waiting.key == key {
 		w.waiting = nil
 	}
 }
 
+// ownedBy notes whose the builder is now.
+func (w *worker) ownedBy(owner string) {
+	if w.hello != nil {
+		h := *w.hello // a copy: a checkpoint may hold the old one
+		h.Owner = owner
+		w.hello = &h
+	}
+}
+
 func (d *Dispatcher) accepted(ctx context.Context, builder string, w *worker, key string) error {
 	w.answered(key)
 	kind, id, attempt := splitKey(key)
-	if kind == pipe.KindTakeOver && w.hello != nil {
-		// A copy: the checkpoint may still hold the old one.
-		h := *w.hello
-		h.Owner = d.cfg.Owner
-		w.hello = &h
-		d.cfg.Log.Info("builder taken over", zap.String("builder", builder))
-		return nil
-	}
 	f, ours := d.flights[id]
-	if !ours || f.job.Builder != builder || f.job.Attempt != attempt {
+	ours = ours && f.job.Builder == builder && f.job.Attempt == attempt
+	if !ours && kind != pipe.KindTakeOver {
 		return nil
 	}
 	switch kind {
+	case pipe.KindTakeOver:
+		w.ownedBy(d.cfg.Owner)
+		d.cfg.Log.Info("builder taken over", zap.String("builder", builder))
 	case pipe.KindJob:
 		if f.job.State != job.Sending {
 			return nil
@@ -149,11 +162,7 @@ func (d *Dispatcher) refused(ctx context.Context, builder string, w *worker, r p
 
 	switch {
 	case r.Reason == pipe.ReasonOwner:
-		if w.hello != nil {
-			h := *w.hello
-			h.Owner = r.OwnedBy
-			w.hello = &h
-		}
+		w.ownedBy(r.OwnedBy)
 		log.Warn("request refused")
 		if ours && kind == pipe.KindJob && f.job.State == job.Sending {
 			return d.update(ctx, f, job.Deferred, r.Message, func(j *job.Job) { j.Why = r.Message })

@@ -125,6 +125,7 @@ func (d *Dispatcher) pumpWorker(ctx, work context.Context, name string, w *worke
 			if next == nil && !now.Before(f.notBefore) {
 				next = f
 			}
+		default: // the VM has nothing to do with it any more
 		}
 	}
 	if next == nil || busy >= w.hello.Slots {

@@ -15,6 +15,7 @@ import (
 // Losing the link to a VM is no transition: the job goes on there.
 type State string
 
+// The states.
 const (
 	Queued     State = "queued"     // waits for a slot; Why says for what
 	Sending    State = "sending"    // claimed: its request is on the way to a VM
@@ -34,6 +35,7 @@ func (s State) Terminal() bool { return s == Done || s == Failed || s == Cancell
 // Event is what can happen to a job.
 type Event string
 
+// The events.
 const (
 	Created            Event = "created"             // taken from the inbox; the first step of every story
 	Claimed            Event = "claimed"             // a VM was chosen, the attempt counted
@@ -56,54 +58,39 @@ var Events = []Event{
 // code is wrong.
 var ErrTransition = errors.New("impossible transition")
 
+// transitions has every pair of state and event that is possible. Repeats,
+// which a restart can cause, lead to where they are.
+var transitions = map[State]map[Event]State{
+	Queued: {
+		Created: Queued, Deferred: Queued, Interrupted: Queued,
+		Claimed:  Sending,
+		Finished: Collecting, // cancelled, or nothing can run it
+	},
+	Sending: {
+		Claimed:  Sending,
+		Accepted: Running,
+		Deferred: Queued, Interrupted: Queued,
+		Finished: Collecting, // refused for good
+	},
+	Running: {
+		Accepted:    Running,
+		Interrupted: Queued,
+		Finished:    Collecting,
+	},
+	Collecting: {
+		Accepted: Collecting, Finished: Collecting,
+		PublishedDone: Done, PublishedFailed: Failed, PublishedCancelled: Cancelled,
+	},
+}
+
 // Next returns the state after event. It is total: every pair gives a state
-// or ErrTransition. Repeats, which a restart can cause, change nothing, and
-// terminal states absorb everything.
+// or ErrTransition. Terminal states absorb everything.
 func Next(s State, e Event) (State, error) {
 	if s.Terminal() {
 		return s, nil
 	}
-	switch s {
-	case Queued:
-		switch e {
-		case Created, Deferred, Interrupted:
-			return Queued, nil
-		case Claimed:
-			return Sending, nil
-		case Finished: // refused for good before it ever ran, or cancelled
-			return Collecting, nil
-		}
-	case Sending:
-		switch e {
-		case Claimed:
-			return Sending, nil
-		case Accepted:
-			return Running, nil
-		case Deferred, Interrupted:
-			return Queued, nil
-		case Finished:
-			return Collecting, nil
-		}
-	case Running:
-		switch e {
-		case Accepted:
-			return Running, nil
-		case Interrupted:
-			return Queued, nil
-		case Finished:
-			return Collecting, nil
-		}
-	case Collecting:
-		switch e {
-		case Accepted, Finished:
-			return Collecting, nil
-		case PublishedDone:
-			return Done, nil
-		case PublishedFailed:
-			return Failed, nil
-		case PublishedCancelled:
-			return Cancelled, nil
-		}
+	if next, ok := transitions[s][e]; ok {
+		return next, nil
 	}
 	return s, fmt.Errorf("%w: %q while %q", ErrTransition, e, s)
 }

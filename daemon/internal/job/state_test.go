@@ -9,7 +9,7 @@ import (
 )
 
 // Every state and every event: what is not named here must be refused.
-var transitions = map[State]map[Event]State{
+var expected = map[State]map[Event]State{
 	Queued:     {Created: Queued, Deferred: Queued, Interrupted: Queued, Claimed: Sending, Finished: Collecting},
 	Sending:    {Claimed: Sending, Accepted: Running, Deferred: Queued, Interrupted: Queued, Finished: Collecting},
 	Running:    {Accepted: Running, Interrupted: Queued, Finished: Collecting},
@@ -20,13 +20,13 @@ var transitions = map[State]map[Event]State{
 }
 
 func TestNext(t *testing.T) {
-	if len(transitions) != len(States) {
-		t.Fatalf("the table has %d states, the package %d", len(transitions), len(States))
+	if len(expected) != len(States) {
+		t.Fatalf("the table has %d states, the package %d", len(expected), len(States))
 	}
 	for _, s := range States {
 		for _, e := range Events {
 			got, err := Next(s, e)
-			want, possible := transitions[s][e]
+			want, possible := expected[s][e]
 			switch {
 			case s.Terminal():
 				if got != s || err != nil {

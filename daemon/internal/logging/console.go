@@ -22,12 +22,14 @@ type consoleCore struct {
 	fields []zapcore.Field
 }
 
+// With implements [zapcore.Core].
 func (c *consoleCore) With(fields []zapcore.Field) zapcore.Core {
 	clone := *c
 	clone.fields = slices.Concat(c.fields, fields)
 	return &clone
 }
 
+// Check implements [zapcore.Core].
 func (c *consoleCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
 	if c.Enabled(e.Level) {
 		return ce.AddCore(e, c)
@@ -40,6 +42,7 @@ func (c *consoleCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	return err
 }
 
+// Sync implements [zapcore.Core].
 func (c *consoleCore) Sync() error { return nil }
 
 func (c *consoleCore) format(e zapcore.Entry, fields []zapcore.Field) []byte {

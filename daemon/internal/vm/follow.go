@@ -8,11 +8,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"osbuilder/pipe"
 	"path"
 	"slices"
 	"strings"
 	"time"
+
+	"osbuilder/pipe"
 
 	"github.com/pkg/sftp"
 	"go.uber.org/zap"

@@ -5,13 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"osbuilder/daemon/internal/vm"
-	"osbuilder/daemon/internal/vmtest"
-	"osbuilder/pipe"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"osbuilder/daemon/internal/vm"
+	"osbuilder/daemon/internal/vmtest"
+	"osbuilder/pipe"
 
 	"github.com/google/go-cmp/cmp"
 )

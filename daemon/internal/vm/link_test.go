@@ -4,13 +4,14 @@ import (
 	"errors"
 	"io"
 	"os"
-	"osbuilder/daemon/internal/vm"
-	"osbuilder/daemon/internal/vmtest"
-	"osbuilder/pipe"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"osbuilder/daemon/internal/vm"
+	"osbuilder/daemon/internal/vmtest"
+	"osbuilder/pipe"
 )
 
 // Each rung of the ladder breaks, is named, and is climbed once it is mended.

@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"osbuilder/daemon/internal/vm"
-	"osbuilder/daemon/internal/vmtest"
-	"osbuilder/pipe"
 	"sync"
 	"testing"
 	"time"
+
+	"osbuilder/daemon/internal/vm"
+	"osbuilder/daemon/internal/vmtest"
+	"osbuilder/pipe"
 
 	"go.uber.org/goleak"
 	"go.uber.org/zap"

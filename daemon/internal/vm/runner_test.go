@@ -4,10 +4,11 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
-	"osbuilder/daemon/internal/vmtest"
-	"osbuilder/pipe"
 	"strings"
 	"testing"
+
+	"osbuilder/daemon/internal/vmtest"
+	"osbuilder/pipe"
 )
 
 // Both halves together: a job goes out, runs, its events come in over two

@@ -14,13 +14,14 @@ import (
 	"os"
 	"os/exec"
 	"os/user"
-	"osbuilder/daemon/internal/vm"
-	"osbuilder/daemon/internal/vmtest"
-	"osbuilder/pipe"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"osbuilder/daemon/internal/vm"
+	"osbuilder/daemon/internal/vmtest"
+	"osbuilder/pipe"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"

@@ -8,11 +8,12 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"osbuilder/pipe"
 	"path"
 	"strings"
 	"sync"
 	"time"
+
+	"osbuilder/pipe"
 
 	"github.com/pkg/sftp"
 	"go.uber.org/zap"

@@ -7,14 +7,15 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"osbuilder/daemon/internal/vm"
-	"osbuilder/daemon/internal/vmtest"
-	"osbuilder/pipe"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"osbuilder/daemon/internal/vm"
+	"osbuilder/daemon/internal/vmtest"
+	"osbuilder/pipe"
 )
 
 func TestSend(t *testing.T) {

@@ -9,9 +9,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"osbuilder/pipe"
 	"sync"
 	"time"
+
+	"osbuilder/pipe"
 
 	"github.com/cenkalti/backoff/v5"
 	"go.uber.org/zap"
@@ -165,7 +166,7 @@ func (b *Builder) Run(ctx context.Context) error {
 			return fmt.Errorf("follow builder %s: %w", b.cfg.Name, fatal.err)
 		}
 		if ctx.Err() != nil {
-			return nil // to be stopped is no error, whatever it was that stopping broke on the link
+			return nil //nolint:nilerr // to be stopped is no error, whatever it was that stopping broke on the link
 		}
 		if held >= t.Held {
 			retry.Reset()

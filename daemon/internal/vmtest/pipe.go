@@ -3,10 +3,11 @@ package vmtest
 import (
 	"fmt"
 	"os"
-	"osbuilder/pipe"
 	"path/filepath"
 	"testing"
 	"time"
+
+	"osbuilder/pipe"
 )
 
 // A Pipe writes pipe_out the way the runner does, event by event as the test
