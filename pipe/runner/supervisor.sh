@@ -9,9 +9,9 @@ echo ready
 exec </dev/null >/dev/null 2>&1 # what bash itself has to say is not the job's output
 
 uptime_ns() {
-	local up rest
-	read -r up rest </proc/uptime
-	echo "${up/./}0000000"
+  local up rest
+  read -r up rest </proc/uptime
+  echo "${up/./}0000000"
 }
 
 set -m # each job below is a process group of its own
@@ -20,15 +20,15 @@ job=$!
 echo "$$ $job" >&9
 watch=
 if ((timeout > 0)); then
-	(
-		exec 9>&-
-		sleep "$timeout"
-		: >"$result.timeout"
-		kill -TERM -- "-$job"
-		sleep 2
-		kill -KILL -- "-$job"
-	) >/dev/null 2>&1 &
-	watch=$!
+  (
+    exec 9>&-
+    sleep "$timeout"
+    : >"$result.timeout"
+    kill -TERM -- "-$job"
+    sleep 2
+    kill -KILL -- "-$job"
+  ) >/dev/null 2>&1 &
+  watch=$!
 fi
 wait "$job"
 code=$?
@@ -36,20 +36,20 @@ code=$?
 
 # The leftovers of the job's process group.
 if kill -TERM -- "-$job" 2>/dev/null; then
-	for _ in {1..20}; do
-		kill -0 -- "-$job" 2>/dev/null || break
-		sleep 0.1
-	done
-	kill -KILL -- "-$job"
+  for _ in {1..20}; do
+    kill -0 -- "-$job" 2>/dev/null || break
+    sleep 0.1
+  done
+  kill -KILL -- "-$job"
 fi
 
 service=success how=exited status=$code
 if ((code > 128)) && name=$(kill -l $((code - 128)) 2>/dev/null); then
-	service=signal how=killed status=$name
+  service=signal how=killed status=$name
 elif ((code != 0)); then
-	service=exit-code
+  service=exit-code
 fi
 [[ -e $result.timeout ]] && service=timeout
 printf '{"service_result":"%s","exit_code":"%s","exit_status":"%s","memory_peak":0,"uptime_ns":%s}\n' \
-	"$service" "$how" "$status" "$(uptime_ns)" >"$result.part" &&
-	sync "$result.part" && mv "$result.part" "$result"
+  "$service" "$how" "$status" "$(uptime_ns)" >"$result.part" &&
+  sync "$result.part" && mv "$result.part" "$result"
