@@ -8,14 +8,16 @@ COPY go.mod go.sum ./
 RUN go mod download
 COPY pipe pipe
 COPY daemon daemon
-ARG VERSION=dev
 RUN --mount=type=cache,target=/root/.cache/go-build \
     CGO_ENABLED=0 go build -trimpath -buildvcs=false \
-      -ldflags "-s -w -X main.version=${VERSION}" -o /out/osbuilder ./daemon
+      -ldflags "-s -w" -o /out/bin/osbuilder ./daemon && \
+    mkdir -m 1777 /out/tmp
 
 FROM scratch
 ENV PATH=/bin
-COPY --from=build /out/osbuilder /bin/osbuilder
+# With /tmp and its mode: were it absent, the engine would make it, and from the second start on the tmpfs on it would
+# have the mode of what was made, in which only root may write.
+COPY --from=build /out/ /
 USER 1000:1000
 ENTRYPOINT ["/bin/osbuilder"]
 CMD ["run"]

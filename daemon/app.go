@@ -27,6 +27,7 @@ import (
 	"osbuilder/daemon/internal/recipe"
 	"osbuilder/daemon/internal/store"
 	"osbuilder/daemon/internal/vm"
+	"osbuilder/pipe"
 )
 
 const (
@@ -62,7 +63,7 @@ func run(ctx context.Context, cfg config.Config, stdout io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	log.Info("sidecar started", zap.String("version", version), zap.String("jobs", cfg.Paths.Jobs), zap.Int("builders", len(links)))
+	log.Info("sidecar started", zap.String("version", pipe.Release), zap.String("jobs", cfg.Paths.Jobs), zap.Int("builders", len(links)))
 	err = serve(ctx, cfg, links, log)
 	log.Info("sidecar stopped")
 	return err

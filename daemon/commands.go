@@ -10,6 +10,7 @@ import (
 	"osbuilder/daemon/internal/config"
 	"osbuilder/daemon/internal/health"
 	"osbuilder/daemon/internal/setup"
+	"osbuilder/pipe"
 )
 
 // command returns the command line. The paths are flags, hidden ones, for
@@ -66,7 +67,7 @@ func command(args []string, stdout, stderr io.Writer) *cobra.Command {
 		&cobra.Command{
 			Use: "version", Short: "Print the version", Args: noArgs,
 			RunE: func(*cobra.Command, []string) error {
-				_, err := fmt.Fprintln(stdout, "osbuilder", version)
+				_, err := fmt.Fprintln(stdout, "osbuilder", pipe.Release)
 				return err
 			},
 		},

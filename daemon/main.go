@@ -10,9 +10,6 @@ import (
 	"syscall"
 )
 
-// version is set by the linker.
-var version = "dev"
-
 func main() {
 	os.Exit(start(os.Args[1:], os.Stdout, os.Stderr))
 }

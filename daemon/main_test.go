@@ -58,7 +58,7 @@ func TestCommandLine(t *testing.T) {
 		stdout string
 		stderr []string
 	}{
-		{"version", nil, []string{"version"}, 0, "osbuilder dev\n", nil},
+		{"version", nil, []string{"version"}, 0, "osbuilder 0.1.0\n", nil},
 		{"unknown command", nil, []string{"fly"}, exitUsage, "", []string{`unknown command "fly"`, "hint: osbuilder --help"}},
 		{"unknown flag", nil, []string{"run", "--fly"}, exitUsage, "", []string{"unknown flag: --fly"}},
 		{"an argument too many", nil, []string{"run", "fly"}, exitUsage, "", []string{`"fly"`}},

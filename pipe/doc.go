@@ -39,6 +39,9 @@ package pipe
 // Version is the protocol version that this package speaks.
 const Version = 1
 
+// Release is the version of the project, which both halves say of themselves.
+const Release = "0.1.0"
+
 // Where the two files lie in the VM.
 const (
 	Dir = "/nexus_bootstrap"

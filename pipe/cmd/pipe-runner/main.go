@@ -14,15 +14,11 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"osbuilder/pipe"
 	"osbuilder/pipe/runner"
 )
-
-// version is set by the linker: -X main.version=…
-var version string
 
 func main() {
 	// SIGTERM ends the runner; the jobs are units of their own and go on.
@@ -62,7 +58,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 		if err := parse(flags, args[1:]); err != nil {
 			return err
 		}
-		_, err := fmt.Fprintf(stdout, "pipe-runner %s, protocol %d\n", versionName(), pipe.Version)
+		_, err := fmt.Fprintf(stdout, "pipe-runner %s, protocol %d\n", pipe.Release, pipe.Version)
 		return err
 	default:
 		return fmt.Errorf("%w: unknown command %q", errUsage, args[0])
@@ -83,7 +79,7 @@ func parse(flags *flag.FlagSet, args []string) error {
 }
 
 func run(ctx context.Context, flags *flag.FlagSet, args []string, stderr io.Writer) error {
-	cfg := runner.Config{Version: versionName(), Log: stderr}
+	cfg := runner.Config{Version: pipe.Release, Log: stderr}
 	flags.StringVar(&cfg.Pipe, "pipe", pipe.Dir, "folder of pipe_in and pipe_out")
 	flags.StringVar(&cfg.Data, "data", "/data", "folder on the data disk")
 	flags.IntVar(&cfg.Slots, "slots", 0, fmt.Sprintf("how many jobs run at once; 0 is %d", runner.DefaultSlots))
@@ -107,19 +103,4 @@ func run(ctx context.Context, flags *flag.FlagSet, args []string, stderr io.Writ
 	}
 	cfg.Units = runner.SystemdUnits{Hook: program}
 	return runner.New(cfg).Run(ctx)
-}
-
-// versionName is what the linker says, else the commit it was built from.
-func versionName() string {
-	if version != "" {
-		return version
-	}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, s := range info.Settings {
-			if s.Key == "vcs.revision" && len(s.Value) >= 12 {
-				return s.Value[:12]
-			}
-		}
-	}
-	return "unversioned"
 }
