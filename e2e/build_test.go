@@ -53,9 +53,15 @@ func TestExampleImageBoots(t *testing.T) {
 	if err != nil || string(source) != string(script) {
 		t.Errorf("source/hello-iso.sh is not what was dropped (%v)", err)
 	}
-	// The sum that the VM computed is also on the VM's own way out.
-	if !p.logs.has("artifact ready", sum) {
-		t.Error("the sidecar's log doesn't show the artifact with its sum")
+	// The VM's own word, before the sidecar had a hand in it.
+	said := ""
+	for _, e := range events(t, p.connect(t)) {
+		if e.Type == "artifact" && e.Job == r.Job && e.Artifact.Name == "hello.iso" {
+			said = e.Artifact.SHA256
+		}
+	}
+	if said != sum {
+		t.Errorf("the VM announced %q, the image is %q", said, sum)
 	}
 
 	const marker = "OSBUILDER HELLO: this image boots"
@@ -76,7 +82,7 @@ func boots(t *testing.T, image, marker string) (console string, ok bool) {
 		"-accel", "tcg", "-m", "512", "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot",
 		"-cdrom", "/image.iso")
 	defer func() { // gone already where the image powered off
-		_ = exec.CommandContext(context.WithoutCancel(ctx), "docker", "rm", "--force", name).Run()
+		_ = exec.CommandContext(context.WithoutCancel(ctx), "docker", "rm", "--force", "--volumes", name).Run()
 	}()
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -239,5 +245,35 @@ func TestRejectedDrop(t *testing.T) {
 	}
 	if _, err := os.Stat(p.jobs("notes.txt")); !os.IsNotExist(err) {
 		t.Errorf("still in the inbox: %v", err)
+	}
+}
+
+// Nix is there for jobs, through its daemon, without a network: a derivation
+// is built in the sandbox, and its output shipped by a link into the store.
+func TestNix(t *testing.T) {
+	p := installation
+	p.drop(t, "nix.sh", `cat > d.nix <<'NIX'
+derivation { name = "hello"; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" "echo built by nix > $out" ]; }
+NIX
+nix-build --option substitute false d.nix
+ln -s "$(readlink -f result)" "$OUT/hello"
+`)
+	r := p.outcome(t, "nix")
+	if r.Status != "succeeded" {
+		t.Fatalf("status %s: %s\n%s", r.Status, r.Reason, r.log)
+	}
+	if data, err := os.ReadFile(filepath.Join(r.folder, "hello")); err != nil || string(data) != "built by nix\n" {
+		t.Errorf("the artifact: %q, %v", data, err)
+	}
+}
+
+// Whether the VM has KVM, and why not, is one line of its log.
+func TestKVMIsSaid(t *testing.T) {
+	out, err := installation.composeRun(t.Context(), "logs", "--no-color", "--no-log-prefix", "vm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(regexp.MustCompile(`(?m)^KVM: (yes|no)\b.*$`).FindAllString(out, -1)); n != 1 {
+		t.Errorf("%d lines about KVM in the VM's log:\n%s", n, out)
 	}
 }

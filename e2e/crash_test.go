@@ -57,11 +57,30 @@ func endedOnce(t *testing.T, name string, lines int) {
 		left, err := os.ReadDir(p.output(".partial"))
 		return len(left) == 0 && (err == nil || os.IsNotExist(err))
 	})
+	// The last word about a job is that the VM may forget it. Nothing more
+	// came of it until then, and the VM started it once.
+	client := p.connect(t)
+	starts := 0
+	eventually(t, stepTimeout, "acknowledgement", func() bool {
+		acknowledged := false
+		starts = 0
+		for _, e := range events(t, client) {
+			if e.Type == "started" && e.Job == r.Job {
+				starts++
+			}
+			acknowledged = acknowledged || e.Accepted.Request == "acknowledge/"+r.Job+"/1"
+		}
+		return acknowledged
+	})
+	if starts != 1 || len(p.results(t, name)) != 1 {
+		t.Errorf("%d starts in the VM, %d outcomes", starts, len(p.results(t, name)))
+	}
 }
 
 // noHalfImage looks at output/NAME until stop is closed: whatever is visible
-// there at any moment must be whole.
-func noHalfImage(t *testing.T, name string) {
+// there at any moment must be whole: an image of size MiB, and all that goes
+// with it.
+func noHalfImage(t *testing.T, name string, size int64) {
 	t.Helper()
 	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -79,7 +98,7 @@ func noHalfImage(t *testing.T, name string) {
 				}
 				for _, file := range []string{"image.bin", "SHA256SUMS", "result.json", "build.log"} {
 					info, err := os.Stat(filepath.Join(folder, file))
-					if err != nil || file == "image.bin" && info.Size()%(1<<20) != 0 {
+					if err != nil || file == "image.bin" && info.Size() != size<<20 {
 						t.Errorf("half a result is visible: %s (%v)", filepath.Join(folder, file), err)
 						return
 					}
@@ -96,6 +115,7 @@ func noHalfImage(t *testing.T, name string) {
 // The sidecar dies after it took the drop, before the VM could get it.
 func TestKilledAfterTaken(t *testing.T) {
 	p := installation
+	noHalfImage(t, "killed-taken", 1)
 	p.connect(t) // the VM is up
 	vm := p.container(t, "vm")
 	docker(t, "pause", vm)
@@ -106,31 +126,47 @@ func TestKilledAfterTaken(t *testing.T) {
 		}
 	})
 	p.drop(t, "killed-taken.sh", numbered(20, 1))
-	eventually(t, stepTimeout, "taken drop", func() bool {
-		_, err := os.Stat(p.jobs("killed-taken.sh"))
-		return os.IsNotExist(err)
-	})
+	p.id(t, "killed-taken.sh")
 	p.kill9(t)
 	docker(t, "unpause", vm)
 	paused = false
 	endedOnce(t, "killed-taken", 20)
 }
 
-// The sidecar dies while the job runs.
+// The sidecar dies as soon as the VM has said "accepted".
 func TestKilledAfterAccepted(t *testing.T) {
 	p := installation
-	noHalfImage(t, "killed-accepted")
+	noHalfImage(t, "killed-accepted", 1)
 	p.drop(t, "killed-accepted.sh", numbered(100, 1))
-	eventually(t, jobTimeout, "start of the job", func() bool { return p.logs.has("job started", `"killed-accepted"`) })
+	request := "job/" + p.id(t, "killed-accepted.sh") + "/1"
+	client := p.connect(t)
+	eventually(t, jobTimeout, "accepted request", func() bool {
+		for _, e := range events(t, client) {
+			if e.Accepted.Request == request {
+				return true
+			}
+		}
+		return false
+	})
 	p.kill9(t)
 	endedOnce(t, "killed-accepted", 100)
+}
+
+// The sidecar dies while lines of the job come in.
+func TestKilledInMidJob(t *testing.T) {
+	p := installation
+	noHalfImage(t, "killed-running", 1)
+	p.drop(t, "killed-running.sh", numbered(100, 1))
+	eventually(t, jobTimeout, "lines of the job", func() bool { return p.logs.has(`"killed-running"`, "line 20 of ") })
+	p.kill9(t)
+	endedOnce(t, "killed-running", 100)
 }
 
 // The sidecar dies in the middle of a download, and goes on with it.
 func TestKilledInDownload(t *testing.T) {
 	p := installation
-	noHalfImage(t, "killed-download")
 	const size = 48
+	noHalfImage(t, "killed-download", size)
 	p.drop(t, "killed-download.sh", numbered(5, size))
 	eventually(t, jobTimeout, "partial download", func() bool {
 		files, err := filepath.Glob(p.output(".partial", "*", "image.bin*"))
@@ -147,11 +183,38 @@ func TestKilledInDownload(t *testing.T) {
 // A restart by hand in the middle of a job is nothing special.
 func TestRestartInMidJob(t *testing.T) {
 	p := installation
-	noHalfImage(t, "restarted")
+	noHalfImage(t, "restarted", 1)
 	p.drop(t, "restarted.sh", numbered(200, 1))
 	eventually(t, jobTimeout, "start of the job", func() bool { return p.logs.has("job started", `"restarted"`) })
 	if _, err := p.composeRun(t.Context(), "restart", "sidecar"); err != nil {
 		t.Fatal(err)
 	}
 	endedOnce(t, "restarted", 200)
+}
+
+// The VM powers itself off under a job and comes back with its disk: the job
+// runs again, and its log says so. Last, since it begins another generation.
+func TestVMStoppedAndStarted(t *testing.T) {
+	p := installation
+	p.drop(t, "vm-stopped.sh", `echo "try $JOB_ATTEMPT"
+[ "$JOB_ATTEMPT" = 2 ] || sleep 600
+echo fine > "$OUT/fine"
+`)
+	eventually(t, jobTimeout, "first try", func() bool { return p.logs.has(`"vm-stopped"`, "try 1") })
+	for _, verb := range []string{"stop", "start"} {
+		if _, err := p.composeRun(t.Context(), verb, "vm"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := p.outcome(t, "vm-stopped")
+	if r.Status != "succeeded" || r.Attempts != 2 || !strings.HasPrefix(r.log, "try 1\n") || !strings.HasSuffix(r.log, "]\ntry 2\n") {
+		t.Errorf("status %s (%s) after %d attempts, build.log %q", r.Status, r.Reason, r.Attempts, r.log)
+	}
+	out, err := p.composeRun(t.Context(), "logs", "--no-color", "--no-log-prefix", "vm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(out, "formatted"); n != 1 {
+		t.Errorf("the data disk was formatted %d times:\n%s", n, out)
+	}
 }

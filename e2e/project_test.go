@@ -426,8 +426,12 @@ func onVM(t *testing.T, c *ssh.Client, command string) (string, error) {
 
 // An event is what a client of the pipe reads of a line of pipe_out.
 type event struct {
-	Type    string `json:"type"`
-	Job     string `json:"job"`
+	Type     string `json:"type"`
+	Job      string `json:"job"`
+	Attempt  int    `json:"attempt"`
+	Accepted struct {
+		Request string `json:"request"`
+	} `json:"accepted"`
 	Started struct {
 		Name string `json:"name"`
 		User string `json:"user"`
@@ -435,6 +439,10 @@ type event struct {
 	Log struct {
 		Text string `json:"text"`
 	} `json:"log"`
+	Artifact struct {
+		Name   string `json:"name"`
+		SHA256 string `json:"sha256"`
+	} `json:"artifact"`
 }
 
 // events reads the current pipe_out.
@@ -456,6 +464,18 @@ func events(t *testing.T, c *ssh.Client) []event {
 		all = append(all, e)
 	}
 	return all
+}
+
+// id waits until a drop was taken, and returns the id of its job.
+func (p *project) id(t *testing.T, drop string) string {
+	t.Helper()
+	var taken []string
+	eventually(t, stepTimeout, "taken drop "+drop, func() bool {
+		var err error
+		taken, err = filepath.Glob(p.jobs(".taken", "*", drop))
+		return err == nil && len(taken) > 0
+	})
+	return filepath.Base(filepath.Dir(taken[0]))
 }
 
 // container returns the id of a service's container.

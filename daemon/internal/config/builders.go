@@ -101,7 +101,7 @@ func variables(dir string, c Compose, environ []string) (types.Mapping, []string
 		}
 	}
 	for key, value := range map[string]string{
-		"COMPOSE_FILE": c.Files, "COMPOSE_PROFILES": c.Profiles, "COMPOSE_PROJECT_NAME": c.Project,
+		"COMPOSE_FILE": c.Files, "COMPOSE_PATH_SEPARATOR": c.Separator, "COMPOSE_PROFILES": c.Profiles, "COMPOSE_PROJECT_NAME": c.Project,
 	} {
 		if value != "" {
 			vars[key] = value

@@ -45,9 +45,10 @@ type Init struct {
 
 // Compose is what docker compose itself was told; see [Builders].
 type Compose struct {
-	Files    string `env:"COMPOSE_FILE"`
-	Profiles string `env:"COMPOSE_PROFILES"`
-	Project  string `env:"COMPOSE_PROJECT_NAME" envDefault:"osbuilder"`
+	Files     string `env:"COMPOSE_FILE"`
+	Separator string `env:"COMPOSE_PATH_SEPARATOR" envDefault:":"`
+	Profiles  string `env:"COMPOSE_PROFILES"`
+	Project   string `env:"COMPOSE_PROJECT_NAME" envDefault:"osbuilder"`
 }
 
 // Owner is to whom belongs what the daemon writes.

@@ -22,7 +22,7 @@ func TestDefaults(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := Config{
-			Compose: Compose{Project: "osbuilder"}, Owner: Owner{1000, 1000},
+			Compose: Compose{Separator: ":", Project: "osbuilder"}, Owner: Owner{1000, 1000},
 			LogLevel: "info", LogFormat: "console",
 			Settle: 2 * time.Second, Rescan: 10 * time.Second, JobTimeout: 6 * time.Hour,
 			Paths: DefaultPaths(),
@@ -42,7 +42,7 @@ func TestAllSet(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Config{
-		Compose: Compose{"a.yaml:b.yaml", "x", "mine"}, Owner: Owner{0, 2147483647},
+		Compose: Compose{"a.yaml:b.yaml", ":", "x", "mine"}, Owner: Owner{0, 2147483647},
 		LogLevel: "debug", LogFormat: "json",
 		Settle: 500 * time.Millisecond, Rescan: time.Minute, TakeOver: true,
 		Paths: DefaultPaths(),
