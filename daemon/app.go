@@ -105,8 +105,8 @@ func serve(ctx context.Context, cfg config.Config, links []vm.Config, log *zap.L
 func stopped(ctx context.Context, part func() error) func() error {
 	return func() error {
 		err := part()
-		if ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, dispatch.ErrStopped)) {
-			return nil
+		if errors.Is(err, dispatch.ErrStopped) || ctx.Err() != nil && errors.Is(err, context.Canceled) {
+			return nil // the dispatcher itself says why
 		}
 		return err
 	}

@@ -20,6 +20,7 @@
 package dispatch
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -45,6 +46,7 @@ type Dispatcher struct {
 	// Owned by Run's goroutine.
 	group      *sync.WaitGroup
 	flights    map[job.ID]*flight
+	order      []*flight // the same, oldest first
 	workers    map[string]*worker
 	publishing int
 }
@@ -52,7 +54,8 @@ type Dispatcher struct {
 // A flight is a job that is not settled.
 type flight struct {
 	job        job.Job
-	log        Log
+	log        Log  // from the first claim on, until it is published
+	unsaved    bool // the record here is ahead of the store's
 	publishing bool
 	failures   int       // publishes that failed in a row
 	damaged    int       // of these, the ones that brought other bytes than announced
@@ -74,7 +77,7 @@ func New(cfg Config, jobs []job.Job) *Dispatcher {
 		workers:  make(map[string]*worker),
 	}
 	for _, j := range jobs {
-		d.flights[j.ID] = &flight{job: j}
+		d.add(&flight{job: j})
 	}
 	return d
 }
@@ -83,6 +86,22 @@ func New(cfg Config, jobs []job.Job) *Dispatcher {
 func (d *Dispatcher) Add(b Builder) {
 	d.workers[b.Name()] = &worker{builder: b, why: "no link to " + b.Name() + " yet"}
 }
+
+// add and remove keep flights and order alike.
+func (d *Dispatcher) add(f *flight) {
+	d.flights[f.job.ID] = f
+	i, _ := slices.BinarySearchFunc(d.order, f.job.ID, byID)
+	d.order = slices.Insert(d.order, i, f)
+}
+
+func (d *Dispatcher) remove(f *flight) {
+	delete(d.flights, f.job.ID)
+	if i, found := slices.BinarySearchFunc(d.order, f.job.ID, byID); found {
+		d.order = slices.Delete(d.order, i, i+1)
+	}
+}
+
+func byID(f *flight, id job.ID) int { return cmp.Compare(f.job.ID, id) }
 
 // ErrStopped answers whoever calls while Run is ending.
 var ErrStopped = errors.New("the dispatcher has stopped")
@@ -154,12 +173,20 @@ func (d *Dispatcher) Run(ctx context.Context, taken <-chan job.ID) (err error) {
 // takeUp opens what the jobs on record had open.
 func (d *Dispatcher) takeUp(ctx context.Context) error {
 	marks := make(map[job.ID]job.Mark)
-	for name, w := range d.workers {
+	names := slices.Collect(maps.Keys(d.workers))
+	for _, f := range d.order { // a builder that is gone still has marks of its jobs
+		if f.job.Builder != "" && !slices.Contains(names, f.job.Builder) {
+			names = append(names, f.job.Builder)
+		}
+	}
+	for _, name := range names {
 		c, err := d.cfg.Store.Checkpoint(ctx, name)
 		if err != nil {
 			return fmt.Errorf("read checkpoint of %s: %w", name, err)
 		}
-		w.position, w.hello = c.Position, c.Hello
+		if w := d.workers[name]; w != nil {
+			w.position, w.saved, w.hello = c.Position, c.Position, c.Hello
+		}
 		for id, m := range c.Logs {
 			// Begun on one builder and claimed on another, an attempt has two
 			// marks: the log only grows, so the longer one is the later.
@@ -168,7 +195,7 @@ func (d *Dispatcher) takeUp(ctx context.Context) error {
 			}
 		}
 	}
-	for _, f := range d.flights {
+	for _, f := range d.order {
 		w, known := d.workers[f.job.Builder]
 		if f.job.State.Terminal() {
 			if known {
@@ -180,8 +207,10 @@ func (d *Dispatcher) takeUp(ctx context.Context) error {
 			d.cfg.Log.Warn("job waits for a builder that the Compose project no longer has",
 				zap.String("job", f.job.Name), zap.String("id", string(f.job.ID)), zap.String("builder", f.job.Builder))
 		}
-		if err := d.openLog(f, marks[f.job.ID]); err != nil {
-			return err
+		if f.job.Attempt > 0 {
+			if err := d.openLog(f, marks[f.job.ID]); err != nil {
+				return err
+			}
 		}
 		d.cfg.Log.Info("job taken up again", zap.String("job", f.job.Name),
 			zap.String("id", string(f.job.ID)), zap.String("state", string(f.job.State)))
@@ -196,16 +225,14 @@ func (d *Dispatcher) take(ctx context.Context, id job.ID) error {
 	}
 	j, err := d.cfg.Store.Get(ctx, id)
 	if err != nil {
-		return fmt.Errorf("read job %s: %w", id, err)
+		// The others go on. If its record is sound, the next start takes it up.
+		d.cfg.Log.Error("the record of a job that was just taken can't be read", zap.String("id", string(id)), zap.Error(err))
+		return nil //nolint:nilerr // said; nobody else can do more
 	}
 	if j.State != job.Queued || j.Attempt > 0 {
 		return nil // a late notice of a job that went its way already
 	}
-	f := &flight{job: j}
-	if err := d.openLog(f, job.Mark{}); err != nil {
-		return err
-	}
-	d.flights[id] = f
+	d.add(&flight{job: j})
 	return nil
 }
 
@@ -234,7 +261,7 @@ func (d *Dispatcher) write(ctx context.Context, f *flight, j job.Job) error {
 	if err != nil {
 		return fmt.Errorf("record job %s: %w", f.job.ID, err)
 	}
-	f.job = j
+	f.job, f.unsaved = j, false
 	return nil
 }
 
@@ -251,16 +278,6 @@ func (d *Dispatcher) waits(ctx context.Context, f *flight, why string) error {
 	return d.write(ctx, f, j)
 }
 
-// inOrder returns the flights, oldest first.
-func (d *Dispatcher) inOrder() []*flight {
-	ids := slices.Sorted(maps.Keys(d.flights))
-	flights := make([]*flight, len(ids))
-	for i, id := range ids {
-		flights[i] = d.flights[id]
-	}
-	return flights
-}
-
 // saveDirty stores the checkpoint of every builder that said something.
 func (d *Dispatcher) saveDirty(ctx context.Context) error {
 	for name, w := range d.workers {
@@ -274,12 +291,18 @@ func (d *Dispatcher) saveDirty(ctx context.Context) error {
 	return nil
 }
 
-// save syncs the logs, then stores the builder's checkpoint.
+// save syncs the logs and writes the records that are ahead of the store, and
+// only then stores the builder's checkpoint.
 func (d *Dispatcher) save(ctx context.Context, name string, w *worker) error {
 	c := job.Checkpoint{Position: w.position, Hello: w.hello, Logs: make(map[job.ID]job.Mark)}
 	for id, f := range d.flights {
 		if f.job.Builder != name || f.log == nil {
 			continue
+		}
+		if f.unsaved {
+			if err := d.write(ctx, f, f.job); err != nil {
+				return err
+			}
 		}
 		m, err := f.log.Sync()
 		if err != nil {
@@ -290,7 +313,7 @@ func (d *Dispatcher) save(ctx context.Context, name string, w *worker) error {
 	if err := d.cfg.Store.SaveCheckpoint(ctx, name, c); err != nil {
 		return fmt.Errorf("store checkpoint of %s: %w", name, err)
 	}
-	w.dirty = false
+	w.dirty, w.saved = false, w.position
 	return nil
 }
 
@@ -343,13 +366,17 @@ func (d *Dispatcher) worker(builder string) (*worker, error) {
 }
 
 // Position implements the link's sink.
-func (d *Dispatcher) Position(ctx context.Context, builder string) (p pipe.Position, err error) {
-	err = d.do(ctx, func(context.Context) error {
+func (d *Dispatcher) Position(ctx context.Context, builder string) (pipe.Position, error) {
+	position := make(chan pipe.Position, 1) // the caller may leave before it is answered
+	err := d.do(ctx, func(context.Context) error {
 		w, err := d.worker(builder)
 		if err == nil {
-			p = w.position
+			position <- w.position
 		}
 		return err
 	})
-	return p, err
+	if err != nil {
+		return pipe.Position{}, err
+	}
+	return <-position, nil
 }

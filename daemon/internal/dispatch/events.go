@@ -28,6 +28,13 @@ func (d *Dispatcher) Entries(ctx context.Context, builder string, entries []pipe
 			}
 			w.position = e.Next
 			w.dirty = true
+			if e.Event.Type == pipe.TypeHello {
+				// What a hello lists holds for its moment only: read again after
+				// a restart, it would count later jobs as lost.
+				if err := d.save(ctx, builder, w); err != nil {
+					return err
+				}
+			}
 		}
 		return nil
 	})
@@ -70,7 +77,7 @@ func (d *Dispatcher) jobEvent(ctx context.Context, builder string, w *worker, e 
 			zap.Int64("done", e.Progress.Done), zap.Int64("expected", e.Progress.Expected), zap.String("unit", e.Progress.Unit))
 		return nil
 	case pipe.TypeArtifact:
-		return d.artifact(ctx, f, *e.Artifact)
+		return d.artifact(f, *e.Artifact)
 	case pipe.TypeFinished:
 		return d.finished(ctx, builder, w, f, *e.Finished)
 	default: // of a later version of the protocol, and no more than a hint
@@ -84,7 +91,7 @@ func (d *Dispatcher) hello(ctx context.Context, builder string, w *worker, h pip
 		zap.String("runner", h.Runner), zap.Int("slots", h.Slots), zap.Strings("systems", h.Systems),
 		zap.Int64("free_bytes", h.Free), zap.String("generation", string(h.Generation)))
 	w.hello, w.why = &h, ""
-	for _, f := range d.inOrder() {
+	for _, f := range d.order {
 		ref := pipe.JobRef{Job: string(f.job.ID), Attempt: f.job.Attempt}
 		if f.job.Builder != builder || f.job.State != job.Running || slices.Contains(h.Jobs, ref) {
 			continue
@@ -125,29 +132,38 @@ func (w *worker) ownedBy(owner string) {
 
 func (d *Dispatcher) accepted(ctx context.Context, builder string, w *worker, key string) error {
 	w.answered(key)
+	if owner, ok := strings.CutPrefix(key, string(pipe.KindTakeOver)+"/"); ok {
+		w.ownedBy(owner)
+		d.cfg.Log.Info("builder taken over", zap.String("builder", builder), zap.String("owner", owner))
+		return nil
+	}
 	kind, id, attempt := splitKey(key)
+	if kind == pipe.KindAcknowledge {
+		w.acks = slices.DeleteFunc(w.acks, func(a *ack) bool { return a.id == id && a.attempt == attempt })
+	}
 	f, ours := d.flights[id]
-	ours = ours && f.job.Builder == builder && f.job.Attempt == attempt
-	if !ours && kind != pipe.KindTakeOver {
+	if !ours || f.job.Builder != builder || f.job.Attempt != attempt {
 		return nil
 	}
 	switch kind {
-	case pipe.KindTakeOver:
-		w.ownedBy(d.cfg.Owner)
-		d.cfg.Log.Info("builder taken over", zap.String("builder", builder))
 	case pipe.KindJob:
-		if f.job.State != job.Sending {
+		// Queued after a refusal, it can be the answer to the same request
+		// written again: the VM has the job.
+		if f.job.State != job.Sending && !(f.job.State == job.Queued && f.job.Deferred()) {
 			return nil
 		}
-		return d.update(ctx, f, job.Accepted, "", nil)
+		w.refusals = 0
+		return d.update(ctx, f, job.Accepted, "", func(j *job.Job) { j.Why = "" })
 	case pipe.KindAcknowledge:
-		w.acks = slices.DeleteFunc(w.acks, func(a job.Job) bool { return a.ID == id })
+		if !f.job.State.Terminal() {
+			return nil // nobody asked for that
+		}
 		j := f.job
 		j.Acknowledged = true
 		if err := d.write(ctx, f, j); err != nil {
 			return err
 		}
-		delete(d.flights, id)
+		d.remove(f)
 	}
 	return nil
 }
@@ -163,21 +179,30 @@ func (d *Dispatcher) refused(ctx context.Context, builder string, w *worker, r p
 	switch {
 	case r.Reason == pipe.ReasonOwner:
 		w.ownedBy(r.OwnedBy)
+		w.refuse(d.cfg.Now(), d.cfg.RetryAfter)
 		log.Warn("request refused")
 		if ours && kind == pipe.KindJob && f.job.State == job.Sending {
 			return d.update(ctx, f, job.Deferred, r.Message, func(j *job.Job) { j.Why = r.Message })
 		}
 	case kind == pipe.KindJob && ours && f.job.State == job.Sending:
 		log.Warn("request refused")
+		if r.Reason == pipe.ReasonConflict {
+			// The VM has this very attempt, from a sidecar that wrote it in
+			// other words, before an upgrade. It runs there.
+			return d.update(ctx, f, job.Accepted, r.Message, nil)
+		}
 		if !r.Retryable {
 			return d.fail(ctx, w, f, r.Message)
 		}
-		f.notBefore = d.cfg.Now().Add(d.cfg.RetryAfter)
+		w.refuse(d.cfg.Now(), d.cfg.RetryAfter)
 		return d.update(ctx, f, job.Deferred, r.Message, func(j *job.Job) { j.Why = r.Message })
 	case kind == pipe.KindAcknowledge && ours:
-		// It stays to be acknowledged; the next try waits a little.
 		log.Warn("acknowledgement refused, trying again")
-		w.notBefore = d.cfg.Now().Add(d.cfg.RetryAfter)
+		for _, a := range w.acks {
+			if a.id == id {
+				a.notBefore = d.cfg.Now().Add(maxPause)
+			}
+		}
 	default:
 		log.Info("builder refused what lay in pipe_in")
 	}
@@ -192,10 +217,13 @@ func (d *Dispatcher) started(ctx context.Context, f *flight, e pipe.Event) error
 		zap.String("builder", f.job.Builder), zap.Int("slot", e.Started.Slot))
 	j := f.job
 	j.Started = e.Time
+	if now := d.cfg.Now(); j.Started.After(now) {
+		j.Started = now.UTC() // the VM's clock is its own
+	}
 	return d.write(ctx, f, j)
 }
 
-func (d *Dispatcher) artifact(ctx context.Context, f *flight, a pipe.Artifact) error {
+func (d *Dispatcher) artifact(f *flight, a pipe.Artifact) error {
 	if f.job.State != job.Running && f.job.State != job.Sending {
 		return nil
 	}
@@ -204,9 +232,9 @@ func (d *Dispatcher) artifact(ctx context.Context, f *flight, a pipe.Artifact) e
 	}
 	d.cfg.Log.Info("artifact ready", zap.String("job", f.job.Name), zap.String("artifact", a.Name),
 		zap.Int64("bytes", a.Size), zap.String("sha256", a.SHA256), zap.String("download", a.Download))
-	j := f.job
-	j.Artifacts = append(slices.Clip(j.Artifacts), a)
-	return d.write(ctx, f, j)
+	f.job.Artifacts = append(f.job.Artifacts, a)
+	f.unsaved = true // there can be thousands: written with the checkpoint, or with the outcome
+	return nil
 }
 
 func (d *Dispatcher) finished(ctx context.Context, builder string, w *worker, f *flight, r pipe.Finished) error {

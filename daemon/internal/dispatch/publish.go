@@ -81,7 +81,7 @@ func (d *Dispatcher) published(ctx context.Context, f *flight, folder string) er
 		return nil
 	}
 	if f.job.Settled() {
-		delete(d.flights, f.job.ID)
+		d.remove(f)
 	}
 	return nil
 }

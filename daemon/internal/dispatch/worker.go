@@ -12,18 +12,33 @@ import (
 	"osbuilder/pipe"
 )
 
+// maxExplained bounds how many records are written at once for no more than a
+// new reason to wait: with thousands of jobs it would hold up everything else.
+const maxExplained = 64
+
 // A worker is what the dispatcher knows of one builder.
 type worker struct {
 	builder  Builder
 	up       bool
 	why      string        // it can't take a job, in words; "" where it can
 	position pipe.Position // up to which its events took effect
-	dirty    bool          // position or logs moved since the last checkpoint
+	saved    pipe.Position // of the last checkpoint: what is on disk here
+	dirty    bool          // position or logs moved since then
 	hello    *pipe.Hello   // the last one before position
 
-	waiting   *request  // written, not yet answered
-	acks      []job.Job // to be acknowledged, oldest first
-	notBefore time.Time // of the next claim, after a refusal that may pass
+	waiting     *request  // written, not yet answered
+	acks        []*ack    // to be sent, in this order
+	tookOver    bool      // asked to be the owner, once in this sidecar's life
+	notBefore   time.Time // of the next request, after one that could not be written
+	claimBefore time.Time // no job is claimed before, after a refusal that may pass
+	refusals    int       // of jobs, in a row
+}
+
+// An ack tells the VM that it may forget a job.
+type ack struct {
+	id        job.ID
+	attempt   int
+	notBefore time.Time // refused, it waits and lets others pass
 }
 
 // A request is what lies in pipe_in and was not answered.
@@ -34,11 +49,27 @@ type request struct {
 
 func (w *worker) acknowledge(j job.Job) {
 	for _, a := range w.acks {
-		if a.ID == j.ID {
+		if a.id == j.ID {
 			return
 		}
 	}
-	w.acks = append(w.acks, j)
+	w.acks = append(w.acks, &ack{id: j.ID, attempt: j.Attempt})
+}
+
+// nextAck returns an acknowledgement that may be sent now.
+func (w *worker) nextAck(now time.Time) *ack {
+	for _, a := range w.acks {
+		if !now.Before(a.notBefore) {
+			return a
+		}
+	}
+	return nil
+}
+
+// refuse puts off the next claim, longer each time in a row.
+func (w *worker) refuse(now time.Time, pause time.Duration) {
+	w.claimBefore = now.Add(min(pause<<min(w.refusals, 10), maxPause))
+	w.refusals++
 }
 
 // Up implements the link's sink: requests can be sent.
@@ -68,21 +99,20 @@ func (d *Dispatcher) Down(ctx context.Context, builder string, reason error) err
 
 // pump does whatever can be done now: one request a builder, publishes.
 func (d *Dispatcher) pump(ctx, work context.Context) error {
-	flights := d.inOrder()
-	for _, f := range flights {
+	for _, f := range d.order {
 		if f.job.State == job.Collecting {
 			d.publish(work, f)
 		}
 	}
 	for name, w := range d.workers {
-		if err := d.pumpWorker(ctx, work, name, w, flights); err != nil {
+		if err := d.pumpWorker(ctx, work, name, w); err != nil {
 			return err
 		}
 	}
-	return d.explain(ctx, flights)
+	return d.explain(ctx)
 }
 
-func (d *Dispatcher) pumpWorker(ctx, work context.Context, name string, w *worker, flights []*flight) error {
+func (d *Dispatcher) pumpWorker(ctx, work context.Context, name string, w *worker) error {
 	now := d.cfg.Now()
 	if w.waiting != nil && now.Sub(w.waiting.written) >= d.cfg.AnswerTimeout {
 		d.cfg.Log.Warn("request not answered, writing it again",
@@ -92,25 +122,28 @@ func (d *Dispatcher) pumpWorker(ctx, work context.Context, name string, w *worke
 	if !w.up || w.hello == nil || w.waiting != nil || now.Before(w.notBefore) {
 		return nil
 	}
-	consumed := w.position
-	if w.hello.Owner != "" && w.hello.Owner != d.cfg.Owner {
-		if !d.cfg.TakeOver {
-			w.why = fmt.Sprintf("%s is owned by %s; set TAKE_OVER=Y to take it over on purpose", name, w.hello.Owner)
+	if owner := w.hello.Owner; owner != "" && owner != d.cfg.Owner {
+		switch {
+		case !d.cfg.TakeOver:
+			w.why = fmt.Sprintf("%s is owned by %s; set TAKE_OVER=Y to take it over on purpose", name, owner)
+			return nil
+		case w.tookOver:
+			w.why = fmt.Sprintf("%s was taken over by %s; only one of the two can have it", name, owner)
 			return nil
 		}
-		return d.send(work, w, pipe.Header{Kind: pipe.KindTakeOver, Owner: d.cfg.Owner, Consumed: &consumed}, nil)
+		w.tookOver = true
+		return d.send(work, w, pipe.Header{Kind: pipe.KindTakeOver, Owner: d.cfg.Owner}, nil)
 	}
 	w.why = ""
-	if len(w.acks) > 0 {
-		a := w.acks[0]
+	if a := w.nextAck(now); a != nil {
 		return d.send(work, w, pipe.Header{
-			Kind: pipe.KindAcknowledge, Owner: d.cfg.Owner, Job: string(a.ID), Attempt: a.Attempt, Consumed: &consumed,
+			Kind: pipe.KindAcknowledge, Owner: d.cfg.Owner, Job: string(a.id), Attempt: a.attempt,
 		}, nil)
 	}
 
 	busy := 0
 	var next *flight
-	for _, f := range flights {
+	for _, f := range d.order {
 		switch f.job.State {
 		case job.Sending, job.Running:
 			if f.job.Builder != name {
@@ -122,13 +155,13 @@ func (d *Dispatcher) pumpWorker(ctx, work context.Context, name string, w *worke
 				return d.sendJob(ctx, work, w, f)
 			}
 		case job.Queued:
-			if next == nil && !now.Before(f.notBefore) {
+			if next == nil {
 				next = f
 			}
 		default: // the VM has nothing to do with it any more
 		}
 	}
-	if next == nil || busy >= w.hello.Slots {
+	if next == nil || busy >= w.hello.Slots || now.Before(w.claimBefore) {
 		return nil
 	}
 	if err := d.claim(ctx, name, w, next); err != nil {
@@ -140,6 +173,14 @@ func (d *Dispatcher) pumpWorker(ctx, work context.Context, name string, w *worke
 // claim puts on record that a builder gets the job, before it gets it.
 func (d *Dispatcher) claim(ctx context.Context, name string, w *worker, f *flight) error {
 	attempt := f.job.Attempt + 1
+	if f.job.Deferred() && f.job.Builder == name {
+		attempt = f.job.Attempt // it never ran
+	}
+	if f.log == nil {
+		if err := d.openLog(f, job.Mark{}); err != nil {
+			return err
+		}
+	}
 	// The log learns of the attempt first, and the builder's checkpoint with
 	// it: stopped in between, the claim is made again and Begin does nothing.
 	if err := f.log.Begin(attempt); err != nil {
@@ -165,17 +206,17 @@ func (d *Dispatcher) sendJob(ctx, work context.Context, w *worker, f *flight) er
 	if err != nil {
 		return d.fail(ctx, w, f, fmt.Sprintf("make the request: %v", err))
 	}
-	consumed := w.position
 	return d.send(work, w, pipe.Header{
 		Kind: pipe.KindJob, Owner: d.cfg.Owner, Job: string(f.job.ID), Attempt: f.job.Attempt,
-		Name: f.job.Drop, Timeout: int64(f.job.Timeout / time.Second), Consumed: &consumed,
+		Name: f.job.Drop, Timeout: int64(f.job.Timeout / time.Second),
 	}, body)
 }
 
 // send writes a request; its answer comes as an event.
 func (d *Dispatcher) send(ctx context.Context, w *worker, h pipe.Header, body []byte) error {
-	if h.Consumed.Generation == "" {
-		h.Consumed = nil
+	// What is on disk, not what was read: the VM may forget all before it.
+	if consumed := w.saved; consumed.Generation != "" {
+		h.Consumed = &consumed
 	}
 	data, err := pipe.Marshal(h, body)
 	if err != nil {
@@ -199,7 +240,7 @@ func (d *Dispatcher) send(ctx context.Context, w *worker, h pipe.Header, body []
 }
 
 // explain puts on record why the queued jobs wait.
-func (d *Dispatcher) explain(ctx context.Context, flights []*flight) error {
+func (d *Dispatcher) explain(ctx context.Context) error {
 	why := ""
 	for _, name := range d.builderNames() {
 		switch w := d.workers[name]; {
@@ -211,9 +252,13 @@ func (d *Dispatcher) explain(ctx context.Context, flights []*flight) error {
 			why = "a free slot on " + name
 		}
 	}
-	for _, f := range flights {
-		if f.job.State != job.Queued || d.cfg.Now().Before(f.notBefore) {
+	written := 0
+	for _, f := range d.order {
+		if f.job.State != job.Queued || f.job.Why == why || f.job.Deferred() {
 			continue
+		}
+		if written++; written > maxExplained {
+			return nil // the others' turn comes with the next pump
 		}
 		// A request on its way to a builder is no reason worth a record: it
 		// takes milliseconds, and the job may be the next.

@@ -90,6 +90,12 @@ func (j Job) Interruptions() int {
 	return n
 }
 
+// Deferred reports that the job waits because a VM refused it for now: it has
+// an attempt that never ran.
+func (j Job) Deferred() bool {
+	return j.State == Queued && len(j.History) > 0 && j.History[len(j.History)-1].Event == Deferred
+}
+
 // Apply returns the job after event, with its story told. It doesn't change
 // j; a job in its terminal state comes back as it was.
 func (j Job) Apply(event Event, now time.Time, reason string) (Job, error) {

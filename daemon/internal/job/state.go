@@ -64,6 +64,7 @@ var transitions = map[State]map[Event]State{
 	Queued: {
 		Created: Queued, Deferred: Queued, Interrupted: Queued,
 		Claimed:  Sending,
+		Accepted: Running,    // after a refusal: the answer to the same request, written twice
 		Finished: Collecting, // cancelled, or nothing can run it
 	},
 	Sending: {

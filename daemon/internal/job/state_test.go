@@ -10,7 +10,7 @@ import (
 
 // Every state and every event: what is not named here must be refused.
 var expected = map[State]map[Event]State{
-	Queued:     {Created: Queued, Deferred: Queued, Interrupted: Queued, Claimed: Sending, Finished: Collecting},
+	Queued:     {Created: Queued, Deferred: Queued, Interrupted: Queued, Claimed: Sending, Accepted: Running, Finished: Collecting},
 	Sending:    {Claimed: Sending, Accepted: Running, Deferred: Queued, Interrupted: Queued, Finished: Collecting},
 	Running:    {Accepted: Running, Interrupted: Queued, Finished: Collecting},
 	Collecting: {Accepted: Collecting, Finished: Collecting, PublishedDone: Done, PublishedFailed: Failed, PublishedCancelled: Cancelled},

@@ -260,7 +260,13 @@ func (f *follower) follow(ctx context.Context, g *generation, position *pipe.Pos
 		}
 		if len(data) > 0 {
 			offset += int64(len(data))
-			if err := f.deliver(ctx, g, &s, data, position); err != nil {
+			err := f.deliver(ctx, g, &s, data, position)
+			if g.final && (errors.Is(err, pipe.ErrPunched) || errors.Is(err, pipe.ErrLineTooLong)) {
+				// Nobody will mend it, and what counts of it the runner repeats in the next one.
+				f.log.Warn("the rest of an old generation can't be read; going on with the next one", zap.Error(err))
+				return nil
+			}
+			if err != nil {
 				return err
 			}
 			if !woken {
