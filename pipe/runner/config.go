@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"time"
 
 	"osbuilder/pipe"
 )
@@ -41,6 +42,8 @@ type Config struct {
 	Port int    // 0 is 2022
 
 	Log io.Writer // one fact a line; nil is silent
+
+	look time.Duration // between looks at an idle pipe_out; 0 is lookEvery
 
 	// fault stands in for a disk that fails; tests set it.
 	fault func(op, path string) error

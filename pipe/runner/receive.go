@@ -93,9 +93,17 @@ func (r *Runner) obey(h pipe.Header, body []byte) *pipe.Refused {
 	}
 	switch h.Kind {
 	case pipe.KindJob:
-		return r.accept(h, body)
+		if refused := r.accept(h, body); refused != nil {
+			return refused
+		}
+		r.supersede(h.Job, h.Attempt)
+		return nil
 	case pipe.KindAcknowledge:
-		return r.acknowledge(pipe.JobRef{Job: h.Job, Attempt: h.Attempt})
+		if refused := r.acknowledge(pipe.JobRef{Job: h.Job, Attempt: h.Attempt}); refused != nil {
+			return refused
+		}
+		r.supersede(h.Job, h.Attempt)
+		return nil
 	default: // take-over, which is done; Parse passes no other
 		return nil
 	}
@@ -203,6 +211,20 @@ func (r *Runner) acknowledge(ref pipe.JobRef) *pipe.Refused {
 		return r.unable(err)
 	}
 	return nil
+}
+
+// supersede forgets the attempts before one that was accepted or
+// acknowledged: who wrote that has their outcomes on record, and will never
+// ask for them.
+func (r *Runner) supersede(id string, attempt int) {
+	for ref, j := range r.jobs {
+		if ref.Job != id || ref.Attempt >= attempt || j.outcome == nil {
+			continue
+		}
+		if refused := r.acknowledge(ref); refused != nil {
+			r.logf("forget attempt %d of job %s: %s", ref.Attempt, ref.Job, refused.Message)
+		}
+	}
 }
 
 // remove forgets a job.

@@ -251,3 +251,26 @@ func TestReserve(t *testing.T) {
 		t.Errorf("use: %v", err)
 	}
 }
+
+// The attempts before the one that is asked for have served: nobody will
+// acknowledge them.
+func TestLaterAttemptSupersedesEarlierOnes(t *testing.T) {
+	m := boot(t)
+	m.submit("again", "echo one > \"$OUT/file\"\n")
+	m.finished("again")
+	first := filepath.Join(m.cfg.artifactsDir(), "again-1")
+	if _, err := os.Stat(first); err != nil {
+		t.Fatal(err)
+	}
+	accepted(t, m.send(1, jobHeader("again", 2), "true\n"))
+	m.until("the first attempt's files to go", func() bool {
+		_, err := os.Stat(first)
+		return errors.Is(err, os.ErrNotExist)
+	})
+	// A late repeat of it still doesn't run.
+	accepted(t, m.send(2, jobHeader("again", 1), "echo one > \"$OUT/file\"\n"))
+	m.await("start of the second attempt", 1, func(e pipe.Event) bool { return e.Started != nil && e.Attempt == 2 })
+	if n := len(find(m.events(), ofType(pipe.TypeStarted))); n != 2 {
+		t.Errorf("%d starts", n)
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -392,4 +393,21 @@ func TestDamagedRecord(t *testing.T) {
 	if aside, err := os.ReadDir(filepath.Join(m.cfg.spool(), "damaged")); err != nil || len(aside) != 1 {
 		t.Errorf("set aside: %v, %v", aside, err)
 	}
+}
+
+// pipe_out is emptied while nothing happens: whoever follows it can't write
+// the request that would show it, so the runner notices by itself.
+func TestIdlePipeOutIsMended(t *testing.T) {
+	m := newMachine(t)
+	m.cfg.look = 20 * time.Millisecond
+	m.start()
+	m.submit("before", "true\n")
+	m.finished("before")
+	if err := os.Truncate(m.cfg.pipeOut(), 0); err != nil {
+		t.Fatal(err)
+	}
+	m.await("a hello that knows the job", 1, func(e pipe.Event) bool {
+		return e.Hello != nil && len(e.Hello.Jobs) == 1 && e.Hello.Jobs[0].Job == "before"
+	})
+	m.finished("before")
 }

@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -144,6 +145,10 @@ func (r *Runner) start(ctx context.Context) error {
 	return nil
 }
 
+// lookEvery is how often an idle runner looks whether pipe_out is still its
+// own.
+const lookEvery = 10 * time.Second
+
 // loop owns all state until ctx is done.
 func (r *Runner) loop(ctx context.Context) {
 	post := make(chan letter, letters)
@@ -156,8 +161,16 @@ func (r *Runner) loop(ctx context.Context) {
 		logf:   r.logf,
 	}
 	r.work.Go(func() { box.run(ctx) })
+	// Whoever reads a pipe_out that was cut or replaced never gets to write
+	// the request whose answer would show it.
+	look := time.NewTicker(cmp.Or(r.cfg.look, lookEvery))
+	defer look.Stop()
 	for {
 		select {
+		case <-look.C:
+			if err := r.mend(ctx); err != nil {
+				r.logf("%v", err)
+			}
 		case <-ctx.Done():
 			r.logf("the runner stops; %d running jobs go on", len(r.slots))
 			return

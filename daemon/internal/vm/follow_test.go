@@ -249,6 +249,21 @@ func TestFollowOldGenerations(t *testing.T) {
 			t.Error("no warning")
 		}
 	})
+	t.Run("the old one has a hole", func(t *testing.T) {
+		srv, p, after := build(t)
+		name := filepath.Join(srv.Dir(), after[9].Generation.File())
+		if err := errors.Join(os.Truncate(name, after[9].Offset), os.Truncate(name, after[9].Offset+60)); err != nil {
+			t.Fatal(err)
+		}
+		r := start(t, srv, newSink(after[9]), quick)
+		r.sink.untilAt(t, p.End())
+		if diff := cmp.Diff([]string{"11 first", "11 second"}, r.sink.texts()); diff != "" {
+			t.Error(diff)
+		}
+		if r.logs.FilterMessageSnippet("can't be read").Len() != 1 {
+			t.Error("no warning")
+		}
+	})
 	t.Run("the old one ends within a line", func(t *testing.T) {
 		srv, p, after := build(t)
 		if err := os.Truncate(filepath.Join(srv.Dir(), after[9].Generation.File()), after[9].Offset+9); err != nil {
