@@ -6,14 +6,8 @@ cd "$(dirname "$0")/.."
 . scripts/world.sh
 . scripts/engine.sh
 
-# need_go: 1.21 is the first that fetches the version in go.mod by itself.
-need_go() {
-  local version
-  have go || PATH=$PATH:/usr/local/go/bin
-  version=$(GOTOOLCHAIN=local go env GOVERSION 2>/dev/null) || version=0
-  at_least "${version#go}" 1.21 ||
-    die "Go 1.21 or later is not installed." "Install it: https://go.dev/doc/install"
-}
+# files GIT-LS-FILES-ARGUMENT…: what is in the project or could be. Git asks root for leave in a folder of another user.
+files() { git -c safe.directory="$ROOT" ls-files --cached --others --exclude-standard "$@"; }
 
 # tool NAME PACKAGE: builds a program at the version in tools/go.mod, once for that version. Prints its path.
 tool() {
@@ -30,7 +24,7 @@ tool() {
 
 shell_files() {
   local file
-  git ls-files --cached --others --exclude-standard | while read -r file; do
+  files | while read -r file; do
     if [ -f "$file" ] && { [ "${file%.sh}" != "$file" ] || head -n 1 "$file" | grep -Eq '^#!.*[/ ](ba)?sh( |$)'; }; then
       printf '%s\n' "$file"
     fi
@@ -52,20 +46,20 @@ fuzz_seeds() {
       printf '%s: %s has no seeds. Add some with f.Add, or as files in testdata/fuzz/%s.\n' "$file" "$name" "$name"
       bare=1
     fi
-  done < <(git ls-files -z --cached --others --exclude-standard '*_test.go' | xargs -0 awk "$program" /dev/null)
+  done < <(files -z '*_test.go' | xargs -0 awk "$program" /dev/null)
   return $bare
 }
 
 lint() {
-  local files rc=0 golangci shfmt
+  local shell rc=0 golangci shfmt
   golangci=$(tool golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint)
   shfmt=$(tool shfmt mvdan.cc/sh/v3/cmd/shfmt)
-  files=$(shell_files)
+  shell=$(shell_files)
   "$golangci" run ./... || rc=1
   # shellcheck disable=SC2086 # one word each: the project's names have no spaces
-  shellcheck -x $files || rc=1
+  shellcheck -x $shell || rc=1
   # shellcheck disable=SC2086
-  "$shfmt" -d $files || rc=1
+  "$shfmt" -d $shell || rc=1
   fuzz_seeds || rc=1
   return $rc
 }

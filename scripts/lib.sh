@@ -99,25 +99,41 @@ setting() {
   printf '%s' "$value"
 }
 
-# lock NAME: one at a time in this folder, since they share images, tools and logs. A folder is made whole or not at all.
-lock() {
-  local dir=$OWN/lock other
-  if ! mkdir "$dir" 2>/dev/null; then
-    other=$(cat "$dir/pid" 2>/dev/null || true)
-    if [ -n "$other" ] && kill -0 "$other" 2>/dev/null; then
-      die "$(cat "$dir/name" 2>/dev/null) is running in this folder (process $other)." "Wait until it has ended, or stop it: kill $other"
-    fi
-    # Its owner is gone without having tidied up.
-    rm -rf "$dir"
-    mkdir "$dir" 2>/dev/null || die "another make took the lock just now." "Try again."
+# is_running PID SCRIPT: whether that process still is what wrote the number down, and not one that got it since.
+is_running() {
+  local command
+  kill -0 "$1" 2>/dev/null || [ -d "/proc/$1" ] || return 1
+  if [ -r "/proc/$1/cmdline" ]; then
+    command=$(tr '\0' ' ' <"/proc/$1/cmdline")
+  else
+    command=$(ps -p "$1" -o args= 2>/dev/null) || return 1
   fi
-  printf '%s\n' "$1" >"$dir/name"
-  printf '%s\n' $$ >"$dir/pid"
+  case " $command " in *[\ /]"$2 "*) return 0 ;; *) return 1 ;; esac
+}
+
+# lock NAME: one at a time in this folder, since they share images, tools and logs. The lock is a link that names its owner:
+# it is made with its contents or not at all, so that nobody can read it half made.
+lock() {
+  local link=$OWN/running mine="$$ ${0##*/} $1" other pid script name
+  if ! ln -s "$mine" "$link" 2>/dev/null; then
+    other=$(readlink "$link" 2>/dev/null) || other=
+    read -r pid script name <<<"$other"
+    if [ -n "$pid" ] && is_running "$pid" "$script"; then
+      die "$name is running in this folder (process $pid)." "Wait until it has ended, or stop it: kill $pid"
+    fi
+    # Its owner is gone without having tidied up. Of several that find this out one takes the stale lock away: whoever makes
+    # the folder named after its owner, and then still finds that lock.
+    if [ -n "$pid" ] && mkdir "$link.$pid" 2>/dev/null; then
+      [ "$(readlink "$link" 2>/dev/null)" != "$other" ] || rm -f "$link"
+      rmdir "$link.$pid"
+    fi
+    ln -s "$mine" "$link" 2>/dev/null ||
+      die "another make took the lock of this folder just now." "Try again when it has ended. If nothing runs: rm -r .osbuilder/running*"
+  fi
 }
 
 unlock() {
-  [ "$(cat "$OWN/lock/pid" 2>/dev/null)" = "$$" ] && rm -rf "$OWN/lock"
-  return 0
+  case $(readlink "$OWN/running" 2>/dev/null) in "$$ "*) rm -f "$OWN/running" ;; esac
 }
 
 # ask QUESTION: yes without asking when nobody is there to answer.
@@ -140,3 +156,18 @@ human_size() {
   awk -v b="$1" 'BEGIN { split("bytes KiB MiB GiB TiB", u, " "); i = 1; while (b >= 1024 && i < 5) { b /= 1024; i++ }
     printf (i == 1 ? "%d %s" : "%.1f %s"), b, u[i] }'
 }
+
+go_is_new_enough() {
+  local version
+  # Not in this folder: an older Go fails at the go.mod of a newer one.
+  version=$(cd / && GOTOOLCHAIN=local go env GOVERSION 2>/dev/null) && at_least "${version#go}" 1.21
+}
+
+# need_go: 1.21 is the first that fetches the version in go.mod by itself.
+need_go() {
+  go_is_new_enough || die "Go 1.21 or later is not installed." "Install it: https://go.dev/doc/install" \
+    "Debian 12's own package, golang, is too old."
+}
+
+# Where Go's instructions put it: seldom in root's PATH, and newer than a Debian package that is.
+if [ -x /usr/local/go/bin/go ] && ! go_is_new_enough; then export PATH=/usr/local/go/bin:$PATH; fi
