@@ -10,19 +10,23 @@ image_here() { docker image inspect "$1" >/dev/null 2>&1; }
 # pull IMAGE: 0 when it is here afterwards. A registry that says nothing within a few seconds is taken as absent; once it
 # has answered, the pull may take its time.
 pull() {
-  local log=$LOGS/pull.log pid waited=0
+  local log=$LOGS/pull.log pid waited=0 said=
   docker pull "$1" >"$log" 2>&1 </dev/null &
   pid=$!
   while kill -0 "$pid" 2>/dev/null && ! grep -q 'Pulling from' "$log"; do
     if [ "$waited" -ge 40 ]; then
       kill "$pid" 2>/dev/null
+      said="no answer within 8 s"
       break
     fi
     sleep 0.2
     waited=$((waited + 1))
   done
   if grep -q 'Pulling from' "$log"; then note "pulling $1"; fi
-  wait "$pid" 2>/dev/null && image_here "$1"
+  if wait "$pid" 2>/dev/null && image_here "$1"; then return 0; fi
+  # Said, so that a rate limit or a fault of the name service doesn't pass for a machine without a registry.
+  note "$1 can't be pulled: ${said:-$(tail -n 1 "$log" | cut -c 1-200)}"
+  return 1
 }
 
 # need_base_debian: sets BASE_DEBIAN.

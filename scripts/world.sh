@@ -60,12 +60,14 @@ look() {
 # look_at_engine: where the engine runs in a VM of its own, what that one has is what counts.
 look_at_engine() {
   WORLD_ENGINE_ROOT=
+  WORLD_ARCH=$(uname -m)
   if [ -n "$WORLD_ENGINE" ]; then
     local cores bytes
     cores=$(docker info --format '{{.NCPU}}' 2>/dev/null || true)
     bytes=$(docker info --format '{{.MemTotal}}' 2>/dev/null || true)
     if [ "${cores:-0}" -gt 0 ] && [ "$cores" -lt "$WORLD_CORES" ]; then WORLD_CORES=$cores; fi
     if [ "${bytes:-0}" -gt 0 ] && [ $((bytes / 1048576)) -lt "$WORLD_MEMORY" ]; then WORLD_MEMORY=$((bytes / 1048576)); fi
+    WORLD_ARCH=$(docker info --format '{{.Architecture}}' 2>/dev/null || echo "$WORLD_ARCH")
     WORLD_ENGINE_ROOT=$(docker info --format '{{.DockerRootDir}}' 2>/dev/null || true)
   fi
   WORLD_DISK=$(megabytes_free "$ROOT")
@@ -100,4 +102,13 @@ need_disk() {
     die "$((WORLD_DISK / 1024)) GiB of disk are free; $2 needs about $(($1 / 1024)) GiB." \
       "Make room on the disk of ${WORLD_ENGINE_ROOT:-Docker} and of this folder, then run it again." \
       "docker system df says what Docker holds."
+}
+
+# need_x86: before hours of emulation, or an error from within a build.
+need_x86() {
+  case $WORLD_ARCH in
+    x86_64 | amd64) ;;
+    *) die "the containers of this machine are $WORLD_ARCH; only x86-64 hosts are supported so far." \
+      "Run it on an x86-64 machine, or set DOCKER_HOST to the engine of one." ;;
+  esac
 }
