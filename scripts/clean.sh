@@ -21,24 +21,46 @@ own_images() {
     grep -E '^(osbuilder|osbuilder-test|osbuilder-base)/[a-z-]+:' || true
 }
 
+# remove_images: one by one, since one in use by another project must not keep the rest. Sets STAYED.
 remove_images() {
-  local images
-  images=$(own_images)
-  # shellcheck disable=SC2086 # one word each
-  [ -z "$images" ] || docker image rm $images
+  local image
+  STAYED=
+  for image in $(own_images); do
+    docker image rm "$image" || STAYED="$STAYED $image"
+  done
+}
+
+# results: what the sidecar put into the folder. The folder is the user's own choice and may hold more.
+results() {
+  local path
+  for path in "$1"/*/*; do
+    if [ -f "$path/result.json" ] && [ ! -L "$path" ]; then say "$path"; fi
+  done
+  for path in "$1"/*/latest; do
+    if [ -L "$path" ] && { [ -f "$path/result.json" ] || [ ! -e "$path" ]; }; then say "$path"; fi
+  done
+  [ ! -d "$1/.partial" ] || say "$1/.partial"
 }
 
 # remove_results: asked for apart, since this is what all the rest was for.
 remove_results() {
-  local jobs output
+  local jobs output ours path
   jobs=$(setting JOBS_DIR)
   output=$(setting OUTPUT_DIR)
   jobs=${jobs:-./jobs}
   output=${output:-./output}
-  if [ -z "$(find "$output" "$jobs/.taken" "$jobs/rejected" -mindepth 1 ! -name .gitkeep 2>/dev/null | head -n 1)" ]; then return 0; fi
+  ours=$(
+    results "$output"
+    find "$jobs/.taken" "$jobs/rejected" -mindepth 1 -maxdepth 1 2>/dev/null || true
+  )
+  [ -n "$ours" ] || return 0
   if confirm "Delete the images in $output and the jobs that were taken or rejected, too?" 1; then
-    find "$output" -mindepth 1 ! -name .gitkeep -delete
-    rm -rf "$jobs/.taken" "$jobs/rejected"
+    while IFS= read -r path; do
+      rm -rf "$path" || continue
+      # The last one takes the folder of its name along.
+      case $path in "$output"/*/*) rmdir "${path%/*}" 2>/dev/null || true ;; esac
+    done <<<"$ours"
+    rmdir "$jobs/.taken" "$jobs/rejected" 2>/dev/null || true
   else
     say "Kept: $output and $jobs."
   fi
@@ -47,18 +69,22 @@ remove_results() {
 lock "make clean"
 trap unlock EXIT
 trap 'exit 143' INT TERM HUP
-confirm "This removes the VM's disk, its keys and the records of all jobs. Go on?" 0 || die "nothing was removed."
+confirm "This removes the VM's disk, its keys and the records of all jobs of the project $(project_name). Go on?" 0 || die "nothing was removed."
 if docker version >/dev/null 2>&1; then
+  need_own_project
   if find_compose; then
     use_project "$DEMO_ENV"
     step down "Stopping and removing containers, network and volumes" compose down --volumes --remove-orphans
+  else
+    say "Docker Compose is not installed: containers and volumes, if there are any, stay."
   fi
   step images "Removing the images of this project" remove_images
+  [ -z "$STAYED" ] || note "stayed, being in use:$STAYED"
 else
   say "The Docker engine does not answer: containers, volumes and images, if there are any, stay."
 fi
 remove_results
-if [ -f "$OWN/dockerd.pid" ] && STARTED_DOCKERD=$(cat "$OWN/dockerd.pid") && kill -0 "$STARTED_DOCKERD" 2>/dev/null; then
+if STARTED_DOCKERD=$(own_dockerd); then
   if [ -z "$(docker ps -q 2>/dev/null)" ]; then
     say "==> Stopping the Docker engine that make demo had started"
     stop_dockerd

@@ -185,9 +185,8 @@ report() {
   note "follow it   $(shown_compose) logs -f sidecar"
   note "stop it     make down"
   note "remove it   make clean"
-  if [ -f "$OWN/dockerd.pid" ] && kill -0 "$(cat "$OWN/dockerd.pid")" 2>/dev/null; then
-    note "the engine  was started by make demo; it stops with: kill \$(cat .osbuilder/dockerd.pid)"
-  fi
+  local engine
+  if engine=$(own_dockerd); then note "the engine  was started by make demo; it stops with: kill $engine"; fi
 }
 
 lock "make demo"
@@ -197,9 +196,11 @@ trap 'exit 143' INT TERM HUP
 say "This demo builds a small test image in a Debian VM, all in containers on this machine."
 look
 print_world
+need_x86
 [ -f examples/hello-iso.sh ] || die "examples/hello-iso.sh is missing." "Restore it: git checkout examples/hello-iso.sh"
 need_disk 6144 "the demo"
 need_engine
+need_own_project
 need_base_debian
 need_base_go
 need_compose

@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 
 docker version >/dev/null 2>&1 || die "the Docker engine does not answer, so nothing of it is running." "If it should: start Docker and run this again."
 find_compose || die "Docker Compose is not installed, so nothing was started here." "See: make demo"
+need_own_project
 use_project "$DEMO_ENV"
 step down "Stopping: the VM powers itself off, which can take up to two minutes" compose down
 say "Stopped. Jobs, images, the VM's disk and the records are kept; make demo or docker compose up goes on with them."
