@@ -59,13 +59,27 @@ start_engine() {
     die "a Docker engine is running but does not answer." "See its log, stop it, and run this again." "It said: $1"
   else
     step engine "Starting the Docker engine" start_dockerd
-    STARTED_DOCKERD=$(cat "$OWN/dockerd.pid")
+    STARTED_DOCKERD=$(own_dockerd || true)
   fi
+}
+
+# is_own_dockerd PID: whether that process is the engine that was started here, and not one that got the number since.
+is_own_dockerd() {
+  [ "$(cat "/proc/${1:-none}/comm" 2>/dev/null)" = dockerd ] &&
+    tr '\0' '\n' <"/proc/$1/cmdline" 2>/dev/null | grep -qxF -- "$OWN/dockerd.pid"
+}
+
+# own_dockerd: its number, if it runs.
+own_dockerd() {
+  local pid
+  pid=$(cat "$OWN/dockerd.pid" 2>/dev/null) && is_own_dockerd "$pid" && printf '%s' "$pid"
 }
 
 # start_dockerd: for machines without an init system, as containers and CI runners are.
 start_dockerd() {
   mountpoint -q /sys/fs/cgroup || mount -t cgroup2 none /sys/fs/cgroup || return
+  # None runs, as was seen before; dockerd itself would heed the number of whatever has it now.
+  rm -f "$OWN/dockerd.pid"
   setsid dockerd --pidfile "$OWN/dockerd.pid" >"$OWN/log/dockerd.log" 2>&1 </dev/null &
   local i
   for ((i = 0; i < 120; i++)); do
@@ -77,11 +91,11 @@ start_dockerd() {
 }
 
 stop_dockerd() {
-  [ -n "$STARTED_DOCKERD" ] || return 0
+  is_own_dockerd "$STARTED_DOCKERD" || return 0
   kill "$STARTED_DOCKERD" 2>/dev/null || return 0
   local i
   for ((i = 0; i < 150; i++)); do
-    kill -0 "$STARTED_DOCKERD" 2>/dev/null || return 0
+    is_own_dockerd "$STARTED_DOCKERD" || return 0
     sleep 0.2
   done
 }
