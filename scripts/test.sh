@@ -14,7 +14,10 @@ OTHERS=
 FAILED=
 
 finish() {
-  [ -z "$CHECKS" ] || kill "$CHECKS" 2>/dev/null || true
+  if [ -n "$CHECKS" ]; then
+    kill -- "-$CHECKS" 2>/dev/null || true
+    wait "$CHECKS" 2>/dev/null || true
+  fi
   remove_leftovers
   stop_dockerd
   unlock
@@ -40,8 +43,10 @@ remove_leftovers() {
   local project
   [ -f "$OWN/test.env" ] || return 0
   for project in $(installations || true); do
-    printf '%s\n' "$OTHERS" | grep -qxF "$project" ||
-      compose -p "$project" down --volumes --timeout 5 >>"$LOGS/test-down.log" 2>&1 || true
+    if printf '%s\n' "$OTHERS" | grep -qxF "$project"; then continue; fi
+    compose -p "$project" down --volumes --timeout 5 >>"$LOGS/test-down.log" 2>&1 || true
+    # The test names the project after its folder.
+    case $project in osbuilder-e2e-*[!0-9]* | osbuilder-e2e-) ;; *) rm -rf "${TMPDIR:-/tmp}/$project" 2>/dev/null || true ;; esac
   done
 }
 
@@ -117,34 +122,40 @@ summary() {
   say ""
   awk -F '\t' '{ printf "  %-14s %5d s  %s\n", $1, $2, $3 }' "$LOGS/times"
   printf '  %-14s %5d s\n\n' all $(($(date +%s) - BEGAN))
+  [ -z "$FAILED" ] || printf 'error: failed:%s\n       The logs: .osbuilder/log\n\n' "$FAILED"
   # go test's own words close the run.
   cat "$LOGS/unit.log" "$LOGS/e2e.log" 2>/dev/null | grep -E '^(ok|FAIL|---|panic:)' | grep -v '^--- PASS' || true
 }
 
+need_go
 lock "make test"
 trap finish EXIT
 trap 'exit 143' INT TERM HUP
 BEGAN=$(date +%s)
 : >"$LOGS/times"
 rm -f "$LOGS"/{unit,lint,e2e-build,e2e}.log
-have go || export PATH=$PATH:/usr/local/go/bin
 own_world
 look
 print_world
+need_x86
 need_disk 10240 "the test"
 packages
+# A process group of their own, so that all of it can be ended.
+set -m
 checks &
 CHECKS=$!
+set +m
 need_engine
 need_base_debian
 need_base_go
 need_compose
 note_others
 write_settings
-step images "Building the sidecar, the VM's boot image and its container" compose --progress plain build
+BUILT=yes
+step images "Building the sidecar, the VM's boot image and its container" compose --progress plain build || BUILT=no
 say "==> Waiting for lint and unit tests"
 wait "$CHECKS"
 CHECKS=
-end_to_end
+[ "$BUILT" = no ] || end_to_end
 summary
-[ -z "$FAILED" ] || die "failed:$FAILED" "The logs: .osbuilder/log"
+[ -z "$FAILED" ]
