@@ -12,7 +12,7 @@ QEMU_OVERRIDE=vmimage/qemu/compose.yaml
 FOLLOW=
 
 finish() {
-  [ -z "$FOLLOW" ] || kill "$FOLLOW" 2>/dev/null
+  [ -z "$FOLLOW" ] || kill "$FOLLOW" 2>/dev/null || true
   unlock
 }
 
@@ -153,7 +153,7 @@ wait_for_job() {
   # The last lines of the log are still on their way.
   sleep 1
   show
-  kill "$FOLLOW" 2>/dev/null
+  kill "$FOLLOW" 2>/dev/null || true
   FOLLOW=
 }
 

@@ -32,7 +32,7 @@ step() {
   heartbeat "$LOGS/$name.log" "$start" &
   beat=$!
   "$@" >"$LOGS/$name.log" 2>&1 </dev/null || rc=$?
-  kill "$beat" 2>/dev/null
+  kill "$beat" 2>/dev/null || true
   wait "$beat" 2>/dev/null || true
   local took=$(($(date +%s) - start))
   if [ "$rc" -ne 0 ]; then
@@ -49,6 +49,8 @@ step() {
 # which would be left behind.
 heartbeat() {
   local fifo=$OWN/.beat.$$ last
+  # One that was ended at once may have left its own.
+  rm -f "$fifo"
   mkfifo "$fifo" 2>/dev/null || return 0
   exec 9<>"$fifo"
   rm -f "$fifo"
