@@ -210,10 +210,7 @@ echo fine > "$OUT/fine"
 	if r.Status != "succeeded" || r.Attempts != 2 || !strings.HasPrefix(r.log, "try 1\n") || !strings.HasSuffix(r.log, "]\ntry 2\n") {
 		t.Errorf("status %s (%s) after %d attempts, build.log %q", r.Status, r.Reason, r.Attempts, r.log)
 	}
-	out, err := p.composeRun(t.Context(), "logs", "--no-color", "--no-log-prefix", "vm")
-	if err != nil {
-		t.Fatal(err)
-	}
+	out := docker(t, "logs", p.container(t, "vm"))
 	if n := strings.Count(out, "formatted"); n != 1 {
 		t.Errorf("the data disk was formatted %d times:\n%s", n, out)
 	}

@@ -55,6 +55,9 @@ type Result struct {
 	ExitStatus    string `json:"exit_status"`    // a number, or a signal's name without SIG
 	MemoryPeak    int64  `json:"memory_peak"`    // bytes; 0 where unknown
 	Uptime        int64  `json:"uptime_ns"`      // CLOCK_BOOTTIME: no clock that is set in between
+	// Stopping: the VM was on its way down. Whatever the script made of that,
+	// unless it succeeded, is not its own failure.
+	Stopping bool `json:"stopping,omitempty"`
 }
 
 // maxResult bounds result and marker, in bytes.
@@ -92,7 +95,10 @@ func (r Result) finished(ran marker, timeout time.Duration) pipe.Finished {
 		f.Memory, f.Scope = r.MemoryPeak, "unit"
 	}
 	code, codeErr := strconv.Atoi(r.ExitStatus)
+	succeeded := r.ExitCode == "exited" && codeErr == nil && code == 0
 	switch {
+	case r.Stopping && !succeeded:
+		f.Status, f.Reason = pipe.StatusInterrupted, "the VM was shut down while it ran"
 	case r.ServiceResult == "oom-kill":
 		f.Reason = "out of memory: the kernel killed the job because the VM, or the job's limit, had no memory left; give the VM more RAM_SIZE or the job less to do at once"
 	case r.ServiceResult == "timeout" && timeout > 0 && r.Uptime-ran.Uptime >= int64(timeout):
@@ -114,8 +120,9 @@ func (r Result) finished(ran marker, timeout time.Duration) pipe.Finished {
 }
 
 // WriteResult is the stop hook: it records at path what systemd says in the
-// environment, which getenv reads, and the unit's peak of memory.
-func WriteResult(path string, getenv func(string) string) error {
+// environment, which getenv reads, the unit's peak of memory, and whether the
+// VM is on its way down.
+func WriteResult(path string, getenv func(string) string, stopping func() bool) error {
 	r := Result{
 		ServiceResult: getenv("SERVICE_RESULT"),
 		ExitCode:      getenv("EXIT_CODE"),
@@ -123,6 +130,9 @@ func WriteResult(path string, getenv func(string) string) error {
 	}
 	if r.ServiceResult == "" {
 		return errors.New("write result: SERVICE_RESULT is not set: this is a unit's ExecStopPost, not a command for people")
+	}
+	if r.ServiceResult != "success" {
+		r.Stopping = stopping()
 	}
 	// A peak that can't be read is worth less than the result.
 	r.MemoryPeak, _ = memoryPeak("/proc/self/cgroup", cgroups)

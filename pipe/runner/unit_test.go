@@ -20,20 +20,23 @@ func TestFinishedOfResult(t *testing.T) {
 		result Result
 		want   pipe.Finished
 	}{
-		"exit 0":  {Result{"success", "exited", "0", 4096, int64(3 * time.Second)}, pipe.Finished{Status: pipe.StatusSucceeded, ExitCode: code(0), Duration: 2000, Memory: 4096, Scope: "unit"}},
-		"exit 3":  {Result{"exit-code", "exited", "3", 0, int64(3 * time.Second)}, pipe.Finished{Status: pipe.StatusFailed, ExitCode: code(3), Duration: 2000}},
-		"signal":  {Result{"signal", "killed", "SEGV", 0, int64(3 * time.Second)}, pipe.Finished{Status: pipe.StatusFailed, Signal: "SIGSEGV", Duration: 2000}},
-		"dumped":  {Result{"core-dump", "dumped", "ABRT", 0, int64(3 * time.Second)}, pipe.Finished{Status: pipe.StatusFailed, Signal: "SIGABRT", Duration: 2000}},
-		"timeout": {Result{"timeout", "killed", "TERM", 0, int64(11 * time.Second)}, pipe.Finished{Status: pipe.StatusTimeout, Reason: "it ran longer than 10s", Duration: 10000}},
+		"exit 0":  {Result{"success", "exited", "0", 4096, int64(3 * time.Second), false}, pipe.Finished{Status: pipe.StatusSucceeded, ExitCode: code(0), Duration: 2000, Memory: 4096, Scope: "unit"}},
+		"exit 3":  {Result{"exit-code", "exited", "3", 0, int64(3 * time.Second), false}, pipe.Finished{Status: pipe.StatusFailed, ExitCode: code(3), Duration: 2000}},
+		"signal":  {Result{"signal", "killed", "SEGV", 0, int64(3 * time.Second), false}, pipe.Finished{Status: pipe.StatusFailed, Signal: "SIGSEGV", Duration: 2000}},
+		"dumped":  {Result{"core-dump", "dumped", "ABRT", 0, int64(3 * time.Second), false}, pipe.Finished{Status: pipe.StatusFailed, Signal: "SIGABRT", Duration: 2000}},
+		"timeout": {Result{"timeout", "killed", "TERM", 0, int64(11 * time.Second), false}, pipe.Finished{Status: pipe.StatusTimeout, Reason: "it ran longer than 10s", Duration: 10000}},
 		// It ended by itself; what it left behind had to be killed.
-		"leftovers": {Result{"timeout", "exited", "0", 0, int64(5 * time.Second)}, pipe.Finished{Status: pipe.StatusSucceeded, ExitCode: code(0), Duration: 4000}},
-		"odd":       {Result{"resources", "", "", 0, 0}, pipe.Finished{Status: pipe.StatusFailed, Reason: "it ended with resources ( )"}},
+		"leftovers":             {Result{"timeout", "exited", "0", 0, int64(5 * time.Second), false}, pipe.Finished{Status: pipe.StatusSucceeded, ExitCode: code(0), Duration: 4000}},
+		"shut down":             {Result{"signal", "killed", "TERM", 0, int64(3 * time.Second), true}, pipe.Finished{Status: pipe.StatusInterrupted, Reason: "the VM was shut down while it ran", Duration: 2000}},
+		"shut down, trapped":    {Result{"exit-code", "exited", "2", 0, int64(3 * time.Second), true}, pipe.Finished{Status: pipe.StatusInterrupted, Reason: "the VM was shut down while it ran", Duration: 2000}},
+		"shut down, unaffected": {Result{"success", "exited", "0", 0, int64(3 * time.Second), true}, pipe.Finished{Status: pipe.StatusSucceeded, ExitCode: code(0), Duration: 2000}},
+		"odd":                   {Result{"resources", "", "", 0, 0, false}, pipe.Finished{Status: pipe.StatusFailed, Reason: "it ended with resources ( )"}},
 	} {
 		if d := cmp.Diff(tc.want, tc.result.finished(ran, 10*time.Second)); d != "" {
 			t.Errorf("%s (-want +got):\n%s", name, d)
 		}
 	}
-	oom := Result{"oom-kill", "killed", "KILL", 1 << 30, 0}.finished(ran, 0)
+	oom := Result{"oom-kill", "killed", "KILL", 1 << 30, 0, false}.finished(ran, 0)
 	if oom.Status != pipe.StatusFailed || !strings.HasPrefix(oom.Reason, "out of memory") {
 		t.Errorf("oom: %+v", oom)
 	}
@@ -42,7 +45,7 @@ func TestFinishedOfResult(t *testing.T) {
 func TestWriteResult(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "result")
 	env := map[string]string{"SERVICE_RESULT": "exit-code", "EXIT_CODE": "exited", "EXIT_STATUS": "7"}
-	if err := WriteResult(path, func(name string) string { return env[name] }); err != nil {
+	if err := WriteResult(path, func(name string) string { return env[name] }, func() bool { return true }); err != nil {
 		t.Fatal(err)
 	}
 	data, err := os.ReadFile(path)
@@ -50,10 +53,10 @@ func TestWriteResult(t *testing.T) {
 		t.Fatal(err)
 	}
 	r, err := parseResult(data)
-	if err != nil || r.ServiceResult != "exit-code" || r.ExitStatus != "7" || r.Uptime <= 0 {
+	if err != nil || r.ServiceResult != "exit-code" || r.ExitStatus != "7" || r.Uptime <= 0 || !r.Stopping {
 		t.Errorf("result %+v, %v", r, err)
 	}
-	if err := WriteResult(path, func(string) string { return "" }); err == nil {
+	if err := WriteResult(path, func(string) string { return "" }, func() bool { return false }); err == nil {
 		t.Error("a result without an environment")
 	}
 }

@@ -253,7 +253,7 @@ func (d *Dispatcher) finished(ctx context.Context, builder string, w *worker, f 
 		return d.interrupted(ctx, f, r.Reason)
 	}
 	d.cfg.Log.Info("job finished", zap.String("job", f.job.Name), zap.String("id", string(f.job.ID)),
-		zap.String("status", string(r.Status)), zap.Intp("exit_code", r.ExitCode), zap.String("reason", r.Reason),
+		zap.String("status", string(r.Status)), zap.Intp("exit_code", r.ExitCode), zap.String("signal", r.Signal), zap.String("reason", r.Reason),
 		zap.Duration("duration", time.Duration(r.Duration)*time.Millisecond))
 	return d.update(ctx, f, job.Finished, r.Reason, func(j *job.Job) { j.Result, j.Why = &r, "" })
 }

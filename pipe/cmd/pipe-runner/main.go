@@ -13,8 +13,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"os/signal"
+	"strings"
 	"syscall"
+	"time"
 
 	"osbuilder/pipe"
 	"osbuilder/pipe/runner"
@@ -53,7 +56,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 		if err := parse(flags, args[1:]); err != nil {
 			return err
 		}
-		return runner.WriteResult(*file, os.Getenv)
+		return runner.WriteResult(*file, os.Getenv, func() bool { return stopping(ctx) })
 	case "version":
 		if err := parse(flags, args[1:]); err != nil {
 			return err
@@ -63,6 +66,15 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	default:
 		return fmt.Errorf("%w: unknown command %q", errUsage, args[0])
 	}
+}
+
+// stopping asks systemd whether the VM is on its way down.
+func stopping(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	// Its exit status is not 0 for any word but "running".
+	state, _ := exec.CommandContext(ctx, "systemctl", "is-system-running").Output()
+	return strings.TrimSpace(string(state)) == "stopping"
 }
 
 func parse(flags *flag.FlagSet, args []string) error {
