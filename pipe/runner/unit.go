@@ -131,7 +131,8 @@ func WriteResult(path string, getenv func(string) string, stopping func() bool) 
 	if r.ServiceResult == "" {
 		return errors.New("write result: SERVICE_RESULT is not set: this is a unit's ExecStopPost, not a command for people")
 	}
-	if r.ServiceResult != "success" {
+	// A unit that is stopped counts as a success, so it is the script that tells.
+	if r.ExitCode != "exited" || r.ExitStatus != "0" {
 		r.Stopping = stopping()
 	}
 	// A peak that can't be read is worth less than the result.

@@ -27,7 +27,7 @@ func TestFinishedOfResult(t *testing.T) {
 		"timeout": {Result{"timeout", "killed", "TERM", 0, int64(11 * time.Second), false}, pipe.Finished{Status: pipe.StatusTimeout, Reason: "it ran longer than 10s", Duration: 10000}},
 		// It ended by itself; what it left behind had to be killed.
 		"leftovers":             {Result{"timeout", "exited", "0", 0, int64(5 * time.Second), false}, pipe.Finished{Status: pipe.StatusSucceeded, ExitCode: code(0), Duration: 4000}},
-		"shut down":             {Result{"signal", "killed", "TERM", 0, int64(3 * time.Second), true}, pipe.Finished{Status: pipe.StatusInterrupted, Reason: "the VM was shut down while it ran", Duration: 2000}},
+		"shut down":             {Result{"success", "killed", "TERM", 0, int64(3 * time.Second), true}, pipe.Finished{Status: pipe.StatusInterrupted, Reason: "the VM was shut down while it ran", Duration: 2000}},
 		"shut down, trapped":    {Result{"exit-code", "exited", "2", 0, int64(3 * time.Second), true}, pipe.Finished{Status: pipe.StatusInterrupted, Reason: "the VM was shut down while it ran", Duration: 2000}},
 		"shut down, unaffected": {Result{"success", "exited", "0", 0, int64(3 * time.Second), true}, pipe.Finished{Status: pipe.StatusSucceeded, ExitCode: code(0), Duration: 2000}},
 		"odd":                   {Result{"resources", "", "", 0, 0, false}, pipe.Finished{Status: pipe.StatusFailed, Reason: "it ended with resources ( )"}},
