@@ -253,9 +253,24 @@ func (d *Dispatcher) finished(ctx context.Context, builder string, w *worker, f 
 		return d.interrupted(ctx, f, r.Reason)
 	}
 	d.cfg.Log.Info("job finished", zap.String("job", f.job.Name), zap.String("id", string(f.job.ID)),
-		zap.String("status", string(r.Status)), zap.Intp("exit_code", r.ExitCode), zap.String("signal", r.Signal), zap.String("reason", r.Reason),
+		zap.String("status", string(r.Status)), exitCode(r), said("signal", r.Signal), said("reason", r.Reason),
 		zap.Duration("duration", time.Duration(r.Duration)*time.Millisecond))
 	return d.update(ctx, f, job.Finished, r.Reason, func(j *job.Job) { j.Result, j.Why = &r, "" })
+}
+
+// said is a field that is left out where there is nothing to say.
+func said(key, value string) zap.Field {
+	if value == "" {
+		return zap.Skip()
+	}
+	return zap.String(key, value)
+}
+
+func exitCode(r pipe.Finished) zap.Field {
+	if r.ExitCode == nil {
+		return zap.Skip()
+	}
+	return zap.Int("exit_code", *r.ExitCode)
 }
 
 // interrupted ends an attempt that the VM's death ended: the next one waits,
