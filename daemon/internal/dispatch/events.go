@@ -134,6 +134,7 @@ func (d *Dispatcher) accepted(ctx context.Context, builder string, w *worker, ke
 	w.answered(key)
 	if owner, ok := strings.CutPrefix(key, string(pipe.KindTakeOver)+"/"); ok {
 		w.ownedBy(owner)
+		w.tookOver = w.tookOver || owner == d.cfg.Owner
 		d.cfg.Log.Info("builder taken over", zap.String("builder", builder), zap.String("owner", owner))
 		return nil
 	}

@@ -28,7 +28,7 @@ type worker struct {
 
 	waiting     *request  // written, not yet answered
 	acks        []*ack    // to be sent, in this order
-	tookOver    bool      // asked to be the owner, once in this sidecar's life
+	tookOver    bool      // became the owner by asking, which happens once in its life
 	notBefore   time.Time // of the next request, after one that could not be written
 	claimBefore time.Time // no job is claimed before, after a refusal that may pass
 	refusals    int       // of jobs, in a row
@@ -131,7 +131,6 @@ func (d *Dispatcher) pumpWorker(ctx, work context.Context, name string, w *worke
 			w.why = fmt.Sprintf("%s was taken over by %s; only one of the two can have it", name, owner)
 			return nil
 		}
-		w.tookOver = true
 		return d.send(work, w, pipe.Header{Kind: pipe.KindTakeOver, Owner: d.cfg.Owner}, nil)
 	}
 	w.why = ""
