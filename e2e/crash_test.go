@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // numbered is a job that says n numbered lines, slowly enough to be caught in
@@ -85,11 +86,13 @@ func noHalfImage(t *testing.T, name string, size int64) {
 	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
+		tick := time.NewTicker(5 * time.Millisecond)
+		defer tick.Stop()
 		for {
 			select {
 			case <-stop:
 				return
-			default:
+			case <-tick.C:
 			}
 			folders, _ := filepath.Glob(installation.output(name, "*"))
 			for _, folder := range folders {
