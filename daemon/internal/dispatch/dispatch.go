@@ -227,7 +227,7 @@ func (d *Dispatcher) take(ctx context.Context, id job.ID) error {
 	if err != nil {
 		// The others go on. If its record is sound, the next start takes it up.
 		d.cfg.Log.Error("the record of a job that was just taken can't be read", zap.String("id", string(id)), zap.Error(err))
-		return nil //nolint:nilerr // said; nobody else can do more
+		return nil
 	}
 	if j.State != job.Queued || j.Attempt > 0 {
 		return nil // a late notice of a job that went its way already

@@ -146,19 +146,13 @@ func (d *Dispatcher) accepted(ctx context.Context, builder string, w *worker, ke
 	if !ours || f.job.Builder != builder || f.job.Attempt != attempt {
 		return nil
 	}
-	switch kind {
-	case pipe.KindJob:
-		// Queued after a refusal, it can be the answer to the same request
+	switch {
+	case kind == pipe.KindJob && (f.job.State == job.Sending || f.job.Deferred()):
+		// Deferred after a refusal, it can be the answer to the same request
 		// written again: the VM has the job.
-		if f.job.State != job.Sending && !(f.job.State == job.Queued && f.job.Deferred()) {
-			return nil
-		}
 		w.refusals = 0
 		return d.update(ctx, f, job.Accepted, "", func(j *job.Job) { j.Why = "" })
-	case pipe.KindAcknowledge:
-		if !f.job.State.Terminal() {
-			return nil // nobody asked for that
-		}
+	case kind == pipe.KindAcknowledge && f.job.State.Terminal():
 		j := f.job
 		j.Acknowledged = true
 		if err := d.write(ctx, f, j); err != nil {
@@ -166,7 +160,7 @@ func (d *Dispatcher) accepted(ctx context.Context, builder string, w *worker, ke
 		}
 		d.remove(f)
 	}
-	return nil
+	return nil // a repeat, or what nobody asked for
 }
 
 func (d *Dispatcher) refused(ctx context.Context, builder string, w *worker, r pipe.Refused) error {
