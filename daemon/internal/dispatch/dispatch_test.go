@@ -310,6 +310,11 @@ func (b *bench) until(id job.ID, what string, ok func(job.Job) bool) (j job.Job)
 	return j
 }
 
+func (b *bench) running(id job.ID) {
+	b.t.Helper()
+	b.until(id, "running", func(j job.Job) bool { return j.State == job.Running })
+}
+
 func (b *bench) settled(id job.ID) job.Job {
 	b.t.Helper()
 	return b.until(id, "settled", job.Job.Settled)
@@ -484,7 +489,7 @@ func TestLostWithTheDisk(t *testing.T) {
 	id := b.add("hello")
 	_, stop := b.run()
 	defer stop()
-	b.until(id, "running", func(j job.Job) bool { return j.State == job.Running })
+	b.running(id)
 	b.vm.mu.Lock()
 	b.vm.hold = false
 	b.vm.spool = map[string]string{}
@@ -511,7 +516,7 @@ func TestSlots(t *testing.T) {
 	}
 	// The oldest two run; as they end, the next ones follow.
 	for _, id := range ids {
-		b.until(id, "running", func(j job.Job) bool { return j.State == job.Running })
+		b.running(id)
 		b.vm.mu.Lock()
 		b.vm.end(string(id), 1)
 		b.vm.mu.Unlock()
@@ -622,7 +627,7 @@ func TestBuilderGone(t *testing.T) {
 	b.vm.hold = true
 	id := b.add("hello")
 	_, stop := b.run()
-	b.until(id, "running", func(j job.Job) bool { return j.State == job.Running })
+	b.running(id)
 	b.wait("lines of the job", func() bool { return b.log(id) == "first\nend\n" })
 	stop()
 
@@ -704,7 +709,7 @@ func TestConflictMeansThatItIsThere(t *testing.T) {
 	b.vm.spool["job/"+string(id)+"/1"] = "another digest"
 	_, stop := b.run()
 	defer stop()
-	b.until(id, "running", func(j job.Job) bool { return j.State == job.Running })
+	b.running(id)
 	b.vm.mu.Lock()
 	b.vm.start(string(id), 1)
 	b.vm.mu.Unlock()
@@ -720,7 +725,7 @@ func TestUnaskedAnswers(t *testing.T) {
 	id := b.add("hello")
 	_, stop := b.run()
 	defer stop()
-	b.until(id, "running", func(j job.Job) bool { return j.State == job.Running })
+	b.running(id)
 	b.vm.mu.Lock()
 	for _, key := range []string{"acknowledge/" + string(id) + "/1", "job/" + string(id) + "/1", "job/" + string(id) + "/7", "take-over/me", "", "x/y/z"} {
 		b.vm.say(pipe.Event{Type: pipe.TypeAccepted, Accepted: &pipe.Accepted{Request: key}})
@@ -740,7 +745,7 @@ func TestManyArtifacts(t *testing.T) {
 	id := b.add("hello")
 	_, stop := b.run()
 	defer stop()
-	b.until(id, "running", func(j job.Job) bool { return j.State == job.Running })
+	b.running(id)
 	const files = 2000
 	b.vm.mu.Lock()
 	for i := range files {
