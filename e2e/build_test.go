@@ -145,7 +145,7 @@ func TestFailingScript(t *testing.T) {
 		{`"fails"`, "the cause is this"},
 		{`"fails"`, "job finished", `"exit_code":7`},
 	} {
-		eventually(t, stepTimeout, fmt.Sprintf("log line with %q", parts), func() bool { return p.logs.has(parts...) })
+		eventually(t, stepTimeout, fmt.Sprintf("log line with %q", parts), func() bool { return p.logged(t, parts...) })
 	}
 
 	next := p.outcome(t, "after-fails")

@@ -160,7 +160,7 @@ func TestKilledInMidJob(t *testing.T) {
 	p := installation
 	noHalfImage(t, "killed-running", 1)
 	p.drop(t, "killed-running.sh", numbered(100, 1))
-	eventually(t, jobTimeout, "lines of the job", func() bool { return p.logs.has(`"killed-running"`, "line 20 of ") })
+	eventually(t, jobTimeout, "lines of the job", func() bool { return p.logged(t, `"killed-running"`, "line 20 of ") })
 	p.kill9(t)
 	endedOnce(t, "killed-running", 100)
 }
@@ -188,7 +188,7 @@ func TestRestartInMidJob(t *testing.T) {
 	p := installation
 	noHalfImage(t, "restarted", 1)
 	p.drop(t, "restarted.sh", numbered(200, 1))
-	eventually(t, jobTimeout, "start of the job", func() bool { return p.logs.has("job started", `"restarted"`) })
+	eventually(t, jobTimeout, "start of the job", func() bool { return p.logged(t, "job started", `"restarted"`) })
 	if _, err := p.composeRun(t.Context(), "restart", "sidecar"); err != nil {
 		t.Fatal(err)
 	}
@@ -203,7 +203,7 @@ func TestVMStoppedAndStarted(t *testing.T) {
 [ "$JOB_ATTEMPT" = 2 ] || sleep 600
 echo fine > "$OUT/fine"
 `)
-	eventually(t, jobTimeout, "first try", func() bool { return p.logs.has(`"vm-stopped"`, "try 1") })
+	eventually(t, jobTimeout, "first try", func() bool { return p.logged(t, `"vm-stopped"`, "try 1") })
 	for _, verb := range []string{"stop", "start"} {
 		if _, err := p.composeRun(t.Context(), verb, "vm"); err != nil {
 			t.Fatal(err)

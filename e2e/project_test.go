@@ -13,7 +13,6 @@
 package e2e
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/ed25519"
@@ -21,14 +20,12 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -51,7 +48,6 @@ type project struct {
 	images  string // what the names of our images begin with
 	sshPort int
 	signer  ssh.Signer // of a person whose key is in AUTHORIZED_KEYS
-	logs    *follower
 }
 
 var installation *project
@@ -169,13 +165,8 @@ func (p *project) composeRun(ctx context.Context, args ...string) (string, error
 func (p *project) up(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
 	defer cancel()
-	if _, err := p.composeRun(ctx, "up", "--detach", "--no-build"); err != nil {
-		return err
-	}
-	p.logs = follow(func(ctx context.Context) *exec.Cmd {
-		return p.command(ctx, "logs", "--follow", "--no-log-prefix", "--no-color", "sidecar")
-	})
-	return nil
+	_, err := p.composeRun(ctx, "up", "--detach", "--no-build")
+	return err
 }
 
 // explain prints what a person would look at.
@@ -187,9 +178,6 @@ func (p *project) explain(ctx context.Context) {
 }
 
 func (p *project) remove(ctx context.Context) error {
-	if p.logs != nil {
-		p.logs.stop()
-	}
 	_, err := p.composeRun(ctx, "down", "--volumes", "--remove-orphans", "--timeout", "20")
 	return errors.Join(err, os.RemoveAll(p.dir))
 }
@@ -291,7 +279,7 @@ func eventually(t *testing.T, bound time.Duration, what string, done func() bool
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), bound)
 	defer cancel()
-	tick := time.NewTicker(50 * time.Millisecond)
+	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for !done() {
 		select {
@@ -302,62 +290,13 @@ func eventually(t *testing.T, bound time.Duration, what string, done func() bool
 	}
 }
 
-// A follower keeps the lines of a command that goes on, and starts it again
-// when it ends: `compose logs` does when its container stops.
-type follower struct {
-	mu     sync.Mutex
-	lines  []string
-	seen   map[string]bool
-	cancel context.CancelFunc
-	done   chan struct{}
-}
-
-func follow(command func(context.Context) *exec.Cmd) *follower {
-	ctx, cancel := context.WithCancel(context.Background())
-	f := &follower{cancel: cancel, done: make(chan struct{}), seen: make(map[string]bool)}
-	go func() {
-		defer close(f.done)
-		for ctx.Err() == nil {
-			f.once(command(ctx))
-		}
-	}()
-	return f
-}
-
-func (f *follower) once(cmd *exec.Cmd) {
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return
-	}
-	if err := cmd.Start(); err != nil {
-		return
-	}
-	lines := bufio.NewScanner(out)
-	lines.Buffer(nil, 4<<20)
-	for lines.Scan() {
-		f.mu.Lock()
-		// Started again, it begins with what it has said before.
-		if line := lines.Text(); !f.seen[line] {
-			f.seen[line] = true
-			f.lines = append(f.lines, line)
-		}
-		f.mu.Unlock()
-	}
-	_, _ = io.Copy(io.Discard, out)
-	_ = cmd.Wait() // its end is expected; what it said counts
-}
-
-func (f *follower) stop() {
-	f.cancel()
-	<-f.done
-}
-
-// has reports whether a line holds all the parts.
-func (f *follower) has(parts ...string) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+// logged reports whether a line of the sidecar's log holds all the parts. The
+// engine keeps the log over restarts of the container; a command that follows
+// it can miss one.
+func (p *project) logged(t *testing.T, parts ...string) bool {
+	t.Helper()
 next:
-	for _, line := range f.lines {
+	for line := range strings.Lines(docker(t, "logs", p.container(t, "sidecar"))) {
 		for _, part := range parts {
 			if !strings.Contains(line, part) {
 				continue next
