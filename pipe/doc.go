@@ -32,6 +32,15 @@
 // position lies beyond it, and repeats in the new file the state of every job
 // that was not acknowledged.
 //
+// # Inputs and reports
+//
+// What a job needs besides its body is uploaded before the request, to the
+// file [InputsFile] in the same directory, whole and by rename; the header
+// carries its digest. The runner takes a copy of its own before it accepts
+// the request, and removes the upload. The job finds it at $INPUTS.
+//
+// What a job writes to $REPORT, one JSON object, comes back in "finished".
+//
 // Sizes and offsets are bytes, digests are lower-case hexadecimal SHA-256,
 // times are RFC 3339 in UTC.
 package pipe
@@ -56,4 +65,15 @@ const (
 	MaxHeader  = 64 << 10 // the header's line
 	MaxLine    = 1 << 20  // one event's line, newline included
 	MaxLog     = 48 << 10 // data of one log event; six-fold escaping stays below MaxLine
+	MaxInputs  = 4 << 30  // the inputs of one job
+	MaxReport  = 64 << 10 // a job's report, as the job wrote it
 )
+
+// Names of uploads, in Dir.
+const (
+	InputsPrefix     = "inputs-"
+	InputsTempPrefix = ".inputs-" // not whole yet
+)
+
+// InputsFile returns the name under which inputs of that digest are uploaded.
+func InputsFile(sha256 string) string { return InputsPrefix + sha256 }

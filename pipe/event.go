@@ -95,6 +95,7 @@ const (
 	ReasonConflict  Reason = "conflict"  // the same attempt with another digest
 	ReasonDisk      Reason = "disk"      // no room to spool it
 	ReasonInternal  Reason = "internal"  // the runner could not store it
+	ReasonInputs    Reason = "inputs"    // its inputs are not there, or not what the header says: upload them again
 	ReasonStale     Reason = "stale"     // lay in pipe_in at boot, without a header: set aside, not run
 )
 
@@ -204,6 +205,7 @@ type Finished struct {
 	Scope     string `json:"memory_scope,omitempty"` // what the peak covers: "unit"
 	LogLength int64  `json:"log_length"`             // bytes of output in all
 	Artifacts int    `json:"artifacts"`              // how many were announced
+	Report    Report `json:"report,omitempty"`       // what the job itself has to say; nil where it said nothing
 }
 
 // check reports what is wrong with e.

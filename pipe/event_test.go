@@ -24,6 +24,8 @@ func events() []Event {
 		{Type: TypeProgress, Job: "a-job", Attempt: 1, Progress: &Progress{Phase: "copy", Done: 1, Expected: 2, Unit: "bytes"}},
 		{Type: TypeArtifact, Job: "a-job", Attempt: 1, Artifact: &Artifact{Name: "a/b.iso", Path: "/data/a", Size: 0, SHA256: digest, Download: "scp …"}},
 		{Type: TypeFinished, Job: "a-job", Attempt: 1, Finished: &Finished{Status: StatusFailed, ExitCode: &code, Duration: 5, LogLength: 7}},
+		{Type: TypeFinished, Job: "a-job", Attempt: 1, Finished: &Finished{Status: StatusFailed, Report: Report(`{"kind":"k","n":1.50,"s":"\u003c\u2028é"}`)}},
+		{Type: TypeRefused, Refused: &Refused{Reason: ReasonInputs, Message: "upload them", Retryable: true}},
 	}
 	for _, data := range []string{"", "a line\n", "\x00\x1b[0m\r\n", "\xff\xfe", "é\u2028\ufffd", "half a rune \xc3", "</script>&"} {
 		all = append(all, Event{Type: TypeLog, Job: "a-job", Attempt: 1, Log: &Log{Offset: 1 << 50, Data: []byte(data)}})
@@ -105,6 +107,8 @@ func TestParseEventRefuses(t *testing.T) {
 		"log with no base64":    {job + `"type":"log","log":{"offset":0,"base64":"?"}}`, ErrEvent},
 		"log before the start":  {job + `"type":"log","log":{"offset":-1,"text":""}}`, ErrEvent},
 		"artifact of less than": {job + `"type":"artifact","artifact":{"size":-1,"sha256":"` + digest + `"}}`, ErrEvent},
+		"report is a list":      {job + `"type":"finished","finished":{"report":[]}}`, ErrEvent},
+		"report is too deep":    {job + `"type":"finished","finished":{"report":` + nested(maxReportDepth+1) + `}}`, ErrEvent},
 		"artifact's digest":     {job + `"type":"artifact","artifact":{"size":1,"sha256":"` + strings.ToUpper(digest) + `"}}`, ErrEvent},
 	} {
 		if _, err := ParseEvent([]byte(test.line)); !errors.Is(err, test.want) {

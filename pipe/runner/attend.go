@@ -200,6 +200,11 @@ func (a *attendant) prepare(user account) error {
 	if err := os.Chmod(a.path.script(), 0o444); err != nil { // whatever the umask is
 		return fmt.Errorf("prepare job: %w", err)
 	}
+	if a.rec.Inputs != "" {
+		if err := os.Link(a.path.inputs(), a.path.ownInputs()); err != nil {
+			return fmt.Errorf("prepare job: %w", err)
+		}
+	}
 	if err := os.Chown(a.path.own, user.uid, user.gid); err != nil {
 		return fmt.Errorf("prepare job: %w", err)
 	}
@@ -220,12 +225,16 @@ func (a *attendant) spec() Spec {
 		"JOB_NAME=" + printable(a.rec.Name),
 		"JOB_ATTEMPT=" + strconv.Itoa(a.rec.Attempt),
 		"OUT=" + a.path.out(),
+		"REPORT=" + a.path.report(),
 		"HOME=" + a.path.home(),
 		"TMPDIR=" + a.path.temp(),
 		"SHELL=" + shell(),
 		"NIX_REMOTE=daemon",
 		"LANG=C.UTF-8",
-		"PATH=/run/current-system/sw/bin:/nix/var/nix/profiles/default/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"PATH=" + cfg.Path,
+	}
+	if a.rec.Inputs != "" {
+		env = append(env, "INPUTS="+a.path.ownInputs())
 	}
 	if user != "" {
 		env = append(env, "USER="+user, "LOGNAME="+user)
@@ -387,6 +396,12 @@ func (a *attendant) lock() error {
 func (a *attendant) settle(ctx context.Context, o outcome) error {
 	if err := a.lock(); err != nil {
 		return err
+	}
+	if a.ran != nil {
+		var err error
+		if o.Finished.Report, err = a.report(); err != nil {
+			a.r.logf("job %s: its report is dropped: %v", folder(a.rec.ref()), err)
+		}
 	}
 	length, err := a.drain(ctx)
 	if err != nil {

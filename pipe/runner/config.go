@@ -2,12 +2,16 @@ package runner
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/user"
 	"path/filepath"
+	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -35,7 +39,12 @@ type Config struct {
 
 	Store   string // Nix store; empty is /nix/store
 	GCRoots string // where roots are made; empty is /nix/var/nix/gcroots/osbuilder
-	Boot    string // id of this boot of the VM; empty is the kernel's
+	// SystemsFile lists, one a line, the Nix systems that this machine builds
+	// for. Its own always counts; empty or missing, it is the only one.
+	SystemsFile string
+	Path        string // PATH of jobs; empty is where NixOS and Debian have programs
+
+	Boot string // id of this boot of the VM; empty is the kernel's
 	// Port and Host are those of the download command in artifact events:
 	// what a person on the Docker host with a key and the default ports types.
 	Host string // empty is localhost
@@ -47,6 +56,7 @@ type Config struct {
 
 	// fault stands in for a disk that fails; tests set it.
 	fault func(op, path string) error
+	free  func(path string) (int64, error) // nil is freeBytes
 }
 
 // DefaultSlots is how many jobs run at once where nobody says.
@@ -86,6 +96,12 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Log == nil {
 		c.Log = io.Discard
+	}
+	if c.Path == "" {
+		c.Path = "/run/current-system/sw/bin:/nix/var/nix/profiles/default/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	}
+	if c.free == nil {
+		c.free = freeBytes
 	}
 	if c.Boot == "" {
 		id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
@@ -130,13 +146,43 @@ func (c Config) slotUser(slot int) (account, error) {
 	return lookup(c.UserPrefix + strconv.Itoa(slot))
 }
 
-// systems are the Nix systems that this machine builds for by itself.
-func systems() []string {
+// native is the Nix system of this machine.
+func native() string {
 	cpu := map[string]string{"amd64": "x86_64", "arm64": "aarch64", "386": "i686"}[runtime.GOARCH]
 	if cpu == "" {
 		cpu = runtime.GOARCH
 	}
-	return []string{cpu + "-linux"}
+	return cpu + "-linux"
+}
+
+const (
+	maxSystems     = 16      // in hello
+	maxSystemsFile = 4 << 10 // bytes
+)
+
+var systemPattern = regexp.MustCompile(`^[a-z0-9_]{1,32}-[a-z0-9_]{1,32}$`)
+
+// systems are the Nix systems that this machine builds for: its own, then the
+// emulated ones. The file is made at boot by whoever tried the emulation.
+func (r *Runner) systems() []string {
+	all := []string{native()}
+	if r.cfg.SystemsFile == "" {
+		return all
+	}
+	data, err := readBounded(r.cfg.SystemsFile, maxSystemsFile)
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			r.logf("only %s is built for: %v", all[0], err)
+		}
+		return all
+	}
+	for line := range strings.Lines(string(data)) {
+		system := strings.TrimSpace(line)
+		if systemPattern.MatchString(system) && !slices.Contains(all, system) && len(all) < maxSystems {
+			all = append(all, system)
+		}
+	}
+	return all
 }
 
 // ReadImage returns the first line of the file that names the VM's image.

@@ -23,16 +23,18 @@
 //	  seen                           digest of the last pipe_in that was dealt with
 //	  reserve                        blocks given back when the disk is full
 //	  aside/                         requests that lay in pipe_in at boot
+//	  inputs/ID-ATTEMPT.part         the same, while it is copied
 //	  gone/ID-ATTEMPT                tombstone: acknowledged, never to run again
 //	  jobs/ID-ATTEMPT/
 //	    record                       what was accepted, and in which order
 //	    body                         the script
+//	    inputs                       what was uploaded for it
 //	    base                         how much output earlier generations told
 //	    ran                          it was started, or was about to be
 //	    log                          its output
 //	    result                       how its unit ended; written by the unit's stop hook
 //	    outcome                      what is said in "finished", and the artifacts
-//	DATA/jobs/ID-ATTEMPT/            the job's own: work, out, tmp, home
+//	DATA/jobs/ID-ATTEMPT/            the job's own: work, out, tmp, home, inputs, report
 //	DATA/artifacts/ID-ATTEMPT/       what it made, given to root
 //
 // So a runner that was killed finds out: an outcome is final; a result wants

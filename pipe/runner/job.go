@@ -85,6 +85,7 @@ func (c Config) paths(ref pipe.JobRef) paths {
 
 func (p paths) record() string  { return filepath.Join(p.spool, "record") }
 func (p paths) body() string    { return filepath.Join(p.spool, "body") }
+func (p paths) inputs() string  { return filepath.Join(p.spool, "inputs") }
 func (p paths) base() string    { return filepath.Join(p.spool, "base") }
 func (p paths) ran() string     { return filepath.Join(p.spool, "ran") }
 func (p paths) log() string     { return filepath.Join(p.spool, "log") }
@@ -96,5 +97,10 @@ func (p paths) work() string   { return filepath.Join(p.own, "work") }
 func (p paths) temp() string   { return filepath.Join(p.own, "tmp") }
 func (p paths) home() string   { return filepath.Join(p.own, "home") }
 func (p paths) script() string { return filepath.Join(p.own, "script") }
+func (p paths) report() string { return filepath.Join(p.own, "report") }
+
+// ownInputs is what the job reads: another name of the spool's file, which is
+// root's and which it can't write to.
+func (p paths) ownInputs() string { return filepath.Join(p.own, "inputs") }
 
 const resultName = "result"

@@ -42,14 +42,22 @@ func (r *Runner) receive(ctx context.Context, l letter) {
 	case err != nil:
 		r.answer(ctx, header, malformed(err))
 	case req.Header != nil:
-		r.answer(ctx, header, r.obey(header, req.Body))
+		later, refused := r.obey(ctx, l, header, req.Body)
+		if later {
+			return
+		}
+		r.answer(ctx, header, refused)
 	case l.late:
 		r.answer(ctx, header, r.stale(l))
 	default:
 		r.anonymous(ctx, l)
 	}
-	// After the answer: a runner that dies in between looks at it again, and
-	// every request bears that.
+	r.dealt(ctx, l)
+}
+
+// dealt notes a request that was answered. After the answer: a runner that
+// dies in between looks at it again, and every request bears that.
+func (r *Runner) dealt(ctx context.Context, l letter) {
 	if err := r.spool.setSeen(l.digest); err != nil {
 		r.logf("note what was read: %v", err)
 	}
@@ -72,19 +80,16 @@ func malformed(err error) *pipe.Refused {
 	}
 }
 
-// obey carries out a request with a header, and returns why not.
-func (r *Runner) obey(h pipe.Header, body []byte) *pipe.Refused {
+// obey carries out a request with a header, and returns why not. It reports
+// true if the answer comes later.
+func (r *Runner) obey(ctx context.Context, l letter, h pipe.Header, body []byte) (bool, *pipe.Refused) {
 	if h.Kind == pipe.KindTakeOver || r.owner == "" {
 		if err := r.own(h.Owner); err != nil {
-			return r.unable(err)
+			return false, r.unable(err)
 		}
 	}
-	if h.Owner != r.owner {
-		return &pipe.Refused{
-			Reason:  pipe.ReasonOwner,
-			Message: fmt.Sprintf("this VM is owned by %s: use a VM of your own, or take it over on purpose", r.owner),
-			OwnedBy: r.owner,
-		}
+	if refused := r.foreign(h); refused != nil {
+		return false, refused
 	}
 	if h.Consumed != nil {
 		if err := r.out.consumed(*h.Consumed); err != nil {
@@ -93,19 +98,31 @@ func (r *Runner) obey(h pipe.Header, body []byte) *pipe.Refused {
 	}
 	switch h.Kind {
 	case pipe.KindJob:
-		if refused := r.accept(h, body); refused != nil {
-			return refused
+		later, refused := r.accept(ctx, l, h, body)
+		if !later && refused == nil {
+			r.supersede(h.Job, h.Attempt)
 		}
-		r.supersede(h.Job, h.Attempt)
-		return nil
+		return later, refused
 	case pipe.KindAcknowledge:
 		if refused := r.acknowledge(pipe.JobRef{Job: h.Job, Attempt: h.Attempt}); refused != nil {
-			return refused
+			return false, refused
 		}
 		r.supersede(h.Job, h.Attempt)
-		return nil
+		return false, nil
 	default: // take-over, which is done; Parse passes no other
+		return false, nil
+	}
+}
+
+// foreign refuses what somebody else than the owner wrote.
+func (r *Runner) foreign(h pipe.Header) *pipe.Refused {
+	if h.Owner == r.owner {
 		return nil
+	}
+	return &pipe.Refused{
+		Reason:  pipe.ReasonOwner,
+		Message: fmt.Sprintf("this VM is owned by %s: use a VM of your own, or take it over on purpose", r.owner),
+		OwnedBy: r.owner,
 	}
 }
 
@@ -126,32 +143,41 @@ func (r *Runner) own(owner string) error {
 	return nil
 }
 
-// accept spools a job, unless it is there.
-func (r *Runner) accept(h pipe.Header, body []byte) *pipe.Refused {
+// accept spools a job, unless it is there. With inputs that takes a while, and
+// it reports true.
+func (r *Runner) accept(ctx context.Context, l letter, h pipe.Header, body []byte) (bool, *pipe.Refused) {
 	ref := pipe.JobRef{Job: h.Job, Attempt: h.Attempt}
-	conflict := &pipe.Refused{
-		Reason:  pipe.ReasonConflict,
-		Message: fmt.Sprintf("attempt %d of job %s was accepted with another script or other inputs: count the attempt up", h.Attempt, h.Job),
-	}
 	if t, ok := r.spool.tombstone(ref); ok {
 		if t.SHA256 == h.SHA256 && t.Inputs == h.Inputs {
-			return nil
+			return false, nil
 		}
-		return conflict
+		return false, conflict(ref)
 	}
 	if j := r.jobs[ref]; j != nil {
 		if j.SHA256 == h.SHA256 && j.Inputs == h.Inputs {
-			return nil
+			return false, nil
 		}
-		return conflict
+		return false, conflict(ref)
 	}
-	return r.add(record{
+	rec := record{
 		Job: h.Job, Attempt: h.Attempt, Name: h.Name, Timeout: h.Timeout, SHA256: h.SHA256, Inputs: h.Inputs,
-	}, body)
+	}
+	if rec.Inputs != "" {
+		return r.fetch(ctx, l, rec, h, body)
+	}
+	return false, r.add(rec, body, "")
 }
 
-// add spools a job that is new.
-func (r *Runner) add(rec record, body []byte) *pipe.Refused {
+// conflict refuses a repeat that is none.
+func conflict(ref pipe.JobRef) *pipe.Refused {
+	return &pipe.Refused{
+		Reason:  pipe.ReasonConflict,
+		Message: fmt.Sprintf("attempt %d of job %s was accepted with another script or other inputs: count the attempt up", ref.Attempt, ref.Job),
+	}
+}
+
+// add spools a job that is new, with the copy of its inputs, if it has any.
+func (r *Runner) add(rec record, body []byte, inputs string) *pipe.Refused {
 	if len(r.jobs) >= maxJobs {
 		return &pipe.Refused{
 			Reason:    pipe.ReasonDisk,
@@ -167,7 +193,7 @@ func (r *Runner) add(rec record, body []byte) *pipe.Refused {
 		return r.unable(fmt.Errorf("spool job %s: %w", folder(rec.ref()), unix.ENOSPC))
 	}
 	rec.Order, rec.Accepted = r.order+1, time.Now().UTC()
-	if err := r.spool.accept(rec, body); err != nil {
+	if err := r.spool.accept(rec, body, inputs); err != nil {
 		return r.unable(err)
 	}
 	r.order++
@@ -246,7 +272,7 @@ func (r *Runner) anonymous(ctx context.Context, l letter) {
 	if err != nil {
 		refused = r.unable(err)
 	} else {
-		refused = r.add(rec, l.data)
+		refused = r.add(rec, l.data, "")
 	}
 	h := pipe.Header{Kind: pipe.KindJob, Job: rec.Job, Attempt: rec.Attempt}
 	if refused != nil {

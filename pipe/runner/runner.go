@@ -26,10 +26,11 @@ type Runner struct {
 	out     *out
 	owner   string
 	jobs    map[pipe.JobRef]*job
-	order   uint64           // of the last that was accepted
-	slots   map[int]*job     // busy ones
-	replays bool             // a goroutine repeats an ended job's output
-	retry   <-chan time.Time // set while something that failed waits
+	order   uint64                 // of the last that was accepted
+	slots   map[int]*job           // busy ones
+	taking  map[pipe.JobRef]record // whose inputs are being copied
+	replays bool                   // a goroutine repeats an ended job's output
+	retry   <-chan time.Time       // set while something that failed waits
 }
 
 // A call is a function for the owner of the state.
@@ -41,12 +42,13 @@ type call struct {
 // New returns a runner that has not started.
 func New(cfg Config) *Runner {
 	return &Runner{
-		cfg:   cfg,
-		ready: make(chan struct{}),
-		calls: make(chan call),
-		trash: make(chan struct{}, 1),
-		jobs:  map[pipe.JobRef]*job{},
-		slots: map[int]*job{},
+		cfg:    cfg,
+		ready:  make(chan struct{}),
+		calls:  make(chan call),
+		trash:  make(chan struct{}, 1),
+		jobs:   map[pipe.JobRef]*job{},
+		slots:  map[int]*job{},
+		taking: map[pipe.JobRef]record{},
 	}
 }
 
@@ -139,6 +141,7 @@ func (r *Runner) start(ctx context.Context) error {
 	} else if err := r.renew(h); err != nil {
 		return err
 	}
+	r.cleanUploads(!resumed)
 	r.work.Go(func() { r.janitor(ctx) })
 	r.sweep()
 	r.takeUp(ctx)
@@ -286,7 +289,7 @@ func (r *Runner) hello() *pipe.Hello {
 		Image:      r.cfg.Image,
 		Owner:      r.owner,
 		Slots:      r.cfg.Slots,
-		Systems:    systems(),
+		Systems:    r.systems(),
 		Free:       free,
 	}
 	for _, j := range r.inOrder() {

@@ -51,7 +51,7 @@ func (s *spool) path(names ...string) string {
 // open makes the spool's folders and holds the lock for as long as this
 // runner lives. Another that lives already is an error.
 func (s *spool) open() error {
-	for _, name := range []string{"jobs", "gone", "aside", "damaged", "trash"} {
+	for _, name := range []string{"jobs", "gone", "aside", "damaged", "trash", "inputs"} {
 		if err := os.MkdirAll(s.path(name), 0o700); err != nil {
 			return fmt.Errorf("open spool: %w", err)
 		}
@@ -70,7 +70,7 @@ func (s *spool) open() error {
 		return fmt.Errorf("open spool: %w", err)
 	}
 	s.gone = len(entries)
-	for _, dir := range []string{"", "jobs", "gone"} {
+	for _, dir := range []string{"", "jobs", "gone", "inputs"} {
 		if err := removeParts(s.path(dir)); err != nil {
 			return err
 		}
@@ -134,6 +134,9 @@ func (s *spool) loadJob(name string) (*job, error) {
 			j.ran = &marker{} // cut by a crash: never started, but who knows
 		}
 	}
+	if j.Inputs != "" && !exists(p.inputs()) {
+		return nil, errors.New("its inputs are gone")
+	}
 	var o outcome
 	switch err := readJSON(p.outcome(), maxOutcome, &o); {
 	case err == nil && (o.Finished.Status == "" || o.Finished.LogLength < 0):
@@ -146,11 +149,12 @@ func (s *spool) loadJob(name string) (*job, error) {
 	return j, nil
 }
 
-// accept stores a job. After an error nothing of it is there.
-func (s *spool) accept(rec record, body []byte) error {
+// accept stores a job; the copy of its inputs, if it has any, is moved to it.
+// After an error nothing of the job is there.
+func (s *spool) accept(rec record, body []byte, inputs string) error {
 	dir := s.cfg.paths(rec.ref()).spool
 	temp := dir + tempSuffix
-	err := s.fill(temp, rec, body)
+	err := s.fill(temp, rec, body, inputs)
 	if err == nil {
 		err = os.Rename(temp, dir)
 	}
@@ -160,7 +164,7 @@ func (s *spool) accept(rec record, body []byte) error {
 	return syncDir(filepath.Dir(dir))
 }
 
-func (s *spool) fill(dir string, rec record, body []byte) error {
+func (s *spool) fill(dir string, rec record, body []byte, inputs string) error {
 	data, err := json.Marshal(rec)
 	if err != nil {
 		return err
@@ -176,6 +180,11 @@ func (s *spool) fill(dir string, rec record, body []byte) error {
 	}
 	if err := s.disk.writeNew(filepath.Join(dir, "body"), body, 0o600); err != nil {
 		return err
+	}
+	if inputs != "" {
+		if err := os.Rename(inputs, filepath.Join(dir, "inputs")); err != nil {
+			return err
+		}
 	}
 	// The log is there from the start: systemd appends to it, the attendant
 	// watches it.

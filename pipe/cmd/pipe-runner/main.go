@@ -98,6 +98,7 @@ func run(ctx context.Context, flags *flag.FlagSet, args []string, stderr io.Writ
 	flags.StringVar(&cfg.UserPrefix, "user-prefix", "job-", "slot N runs its jobs as the user of this name and N")
 	flags.StringVar(&cfg.PipeUser, "sftp-user", "builder", "who writes requests and fetches artifacts over SSH")
 	flags.StringVar(&cfg.Image, "image", "", "name and version of the VM's image; empty reads it from -image-file")
+	flags.StringVar(&cfg.SystemsFile, "systems-file", "/run/osbuilder/systems", "file that lists the Nix systems that this VM builds for; missing: its own alone")
 	imageFile := flags.String("image-file", "/etc/osbuilder-image", "file whose first line names the VM's image")
 	if err := parse(flags, args); err != nil {
 		return err
