@@ -98,7 +98,7 @@ func initialise(ctx context.Context, cfg config.Init, out io.Writer) error {
 		VMKeys: cfg.Paths.VMKeys, ClientKeys: cfg.Paths.ClientKeys,
 		Jobs: cfg.Paths.Jobs, Output: cfg.Paths.Output, State: cfg.Paths.State,
 		UID: cfg.UID, GID: cfg.GID,
-		Builders: names, Authorized: cfg.AuthorizedKeys, Project: cfg.Project, Out: out,
+		Builders: names, Authorized: cfg.AuthorizedKeys, NixConf: cfg.NixConf, Project: cfg.Project, Out: out,
 	}); err != nil {
 		return err
 	}

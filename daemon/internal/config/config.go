@@ -39,6 +39,7 @@ type Init struct {
 	Owner
 
 	AuthorizedKeys string `env:"AUTHORIZED_KEYS"` // public keys, one a line
+	NixConf        string `env:"VM_NIX_CONF"`     // lines of nix.conf
 
 	Paths Paths `env:"-"`
 }

@@ -33,6 +33,7 @@ const (
 	KnownHosts     = "known_hosts"
 	HostKey        = "ssh_host_ed25519_key"
 	AuthorizedKeys = "authorized_keys"
+	NixConf        = "nix.conf"
 )
 
 // Config is what is to be made.
@@ -42,6 +43,7 @@ type Config struct {
 	UID, GID            int    // owner of all but VMKeys
 	Builders            []string
 	Authorized          string // further public keys, one a line
+	NixConf             string // lines of nix.conf for the VMs
 	Project             string // name of the Compose project, for advice
 	Out                 io.Writer
 }
@@ -49,7 +51,7 @@ type Config struct {
 // Run makes what is missing. It tells Out of everything it changes.
 func Run(ctx context.Context, c Config) error {
 	authorized, err := parseAuthorized(c.Authorized)
-	if err != nil {
+	if err := errors.Join(err, checkNixConf(c.NixConf)); err != nil {
 		return err
 	}
 	if err := c.folders(); err != nil {
@@ -90,7 +92,10 @@ func (c Config) builder(name string, authorized []string) (ssh.PublicKey, error)
 	if err != nil {
 		return nil, err
 	}
-	return host, c.put(root(AuthorizedKeys, 0o444), strings.Join(authorized, "\n")+"\n")
+	if err := c.put(root(AuthorizedKeys, 0o444), strings.Join(authorized, "\n")+"\n"); err != nil {
+		return nil, err
+	}
+	return host, c.put(root(NixConf, 0o444), nixConf(c.NixConf))
 }
 
 // client is a file in the volume of the daemon's keys.

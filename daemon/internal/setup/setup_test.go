@@ -77,7 +77,7 @@ func TestMakesEverythingOnce(t *testing.T) {
 	c.Authorized = "# mine\n\n" + somebody + "\r\nfrom=\"10.0.0.0/8\" " + somebody + "\n"
 	mustRun(t, c)
 	first := tree(t, c)
-	if len(first) != 7 {
+	if len(first) != 9 {
 		t.Errorf("files: %v", first)
 	}
 
@@ -189,7 +189,7 @@ func TestTwiceAtOnce(t *testing.T) {
 		}
 	}
 	all := tree(t, c)
-	if len(all) != 7 {
+	if len(all) != 9 {
 		t.Errorf("left over: %v", all)
 	}
 	mustRun(t, c)

@@ -1,0 +1,89 @@
+# shellcheck shell=sh
+# How an ISO comes into the VM's storage, for every flavour. Sourced by sh and by Bash; coreutils only.
+#
+# The old ISO stays until the new one is whole, whenever this is interrupted: the new one is written under another name in
+# the same folder, synced, and renamed. A note beside it holds its sha256, size, time, and the key: one line that names
+# what it was made from. A running VM keeps what it has open; a restart takes the new one.
+storage=${STORAGE:-/storage}
+image=$storage/boot.iso
+note=$image.sha256
+new=$storage/.boot.iso.new
+given=${GIVEN_ISO:-/given/boot.iso}
+
+say() { echo "vmimage: $*"; }
+
+fail() {
+  rm -f "$new" "$note.new"
+  echo "vmimage: $*" >&2
+  exit 1
+}
+
+need_storage() {
+  [ -d "$storage" ] || fail "$storage is not mounted: give this service the VM's storage volume"
+  rm -f "$new" "$note.new" # left by one that was killed
+}
+
+mebibytes() { echo $((($1 + 1048575) / 1048576)); }
+
+# free_mebibytes FOLDER
+free_mebibytes() { df --output=avail -B 1M "$1" | tail -n 1 | tr -d ' '; }
+
+# read_note: what the note says of the ISO that is there, in had, sum and key. It counts only if the file is still the one
+# it was written for: same size, same time. Reading it all each time would be slow.
+read_note() {
+  had='' sum='' key=''
+  had=$(stat -c '%s %Y' "$image" 2>/dev/null) || return 1
+  read -r sum size time key 2>/dev/null <"$note" || return 1
+  [ "$size $time" = "$had" ] || { sum='' key='' && return 1; }
+}
+
+# image_is KEY: whether the ISO that is there was made from KEY. Its digest is in sum.
+image_is() { read_note && [ "$key" = "$1" ]; }
+
+# put_image KEY FILE [SHA256]: puts FILE in its place. A file in the storage is moved, any other one copied and read back.
+put_image() {
+  read_note || :
+  case $2 in
+    "$storage"/*)
+      sync "$2" || fail "cannot write $2: look at the host's disk"
+      got=$(sha256sum <"$2") || fail "cannot read $2"
+      mv "$2" "$new" || fail "cannot move $2"
+      ;;
+    *)
+      size=$(stat -c %s "$2") || fail "cannot read $2"
+      err=$(cp "$2" "$new" 2>&1 && sync "$new" 2>&1) ||
+        fail "cannot write the VM's ISO ($(mebibytes "$size") MiB) into $storage, $(free_mebibytes "$storage") MiB free: $err"
+      got=$(sha256sum <"$new") || fail "cannot read back $new"
+      ;;
+  esac
+  got=${got%% *}
+  [ -z "${3:-}" ] || [ "$got" = "$3" ] || fail "what was written to $storage is not what was read: look at the host's disk"
+
+  # First the ISO, then the note: between the two the note is wrong at worst, and the next run does it once more.
+  mv "$new" "$image" || fail "cannot put the ISO in its place in $storage"
+  if ! echo "$got $(stat -c '%s %Y' "$image") $1" >"$note.new" || ! mv "$note.new" "$note"; then
+    fail "the ISO is in place, but its note cannot be written into $storage (disk full?)"
+  fi
+  sync "$storage"
+  if [ -z "$had" ]; then
+    say "the VM's ISO was put into its storage (sha256 $got)"
+  elif [ "$sum" = "$got" ]; then
+    say "the VM's ISO was made anew and is the same (sha256 $got)"
+  else
+    say "the VM's ISO was replaced (sha256 $got); it counts from the VM's next start"
+    say "to switch: docker compose restart vm (running jobs are interrupted and run again)"
+  fi
+}
+
+# put_given: if the user gave an ISO of his own, it is taken, and 0 returned.
+put_given() {
+  [ -s "$given" ] && [ -f "$given" ] || return 1
+  [ "$(head -c 32774 "$given" | tail -c 5)" = CD001 ] || fail "BOOT_ISO names a file that is no ISO image"
+  from="given $(stat -c '%s %Y' "$given")"
+  if image_is "$from"; then
+    say "the ISO that BOOT_ISO names is in place (sha256 $sum)"
+    return 0
+  fi
+  say "the ISO that BOOT_ISO names is taken; none is made"
+  put_image "$from" "$given"
+}
