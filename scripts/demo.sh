@@ -8,7 +8,6 @@ cd "$(dirname "$0")/.."
 . scripts/images.sh
 . scripts/project.sh
 
-QEMU_OVERRIDE=vmimage/qemu/compose.yaml
 FOLLOW=
 
 finish() {
@@ -16,26 +15,41 @@ finish() {
   unlock
 }
 
-# choose_vm_container: sets FILES, the value for COMPOSE_FILE, empty for Compose's own choice.
-choose_vm_container() {
-  local image
-  FILES=
-  image=$(sed -n 's/^ *image: \(qemux\/.*\)/\1/p' compose.yaml)
-  VM_IMAGE=$image
-  if [ -e /dev/net/tun ] || [ "$(uname -s)" != Linux ]; then
-    # Once it runs in our own container it stays there, so that a second demo goes on with what the first one made.
-    if ! grep -q "$QEMU_OVERRIDE" "$DEMO_ENV" 2>/dev/null && { image_here "$image" || pull "$image"; }; then return 0; fi
-    note "the VM runs in our own QEMU container: $image is not here and can't be pulled"
+# choose_flavour: sets FLAVOUR, of the VM, and with it EXAMPLE, the job. NixOS needs a binary cache and an image with Nix. Once
+# the VM has run it, it stays so: what it needs lies on its disk.
+choose_flavour() {
+  FLAVOUR=$(setting VM_FLAVOUR)
+  if [ -n "$FLAVOUR" ]; then
+    note "the VM's flavour is $FLAVOUR, as VM_FLAVOUR says"
+  elif [ "$WORLD_NIX" = yes ] && find_base_nix; then
+    FLAVOUR=nixos
+    note "the VM runs NixOS: the Nix cache and $BASE_NIX can be reached"
+  elif grep -q '^VM_FLAVOUR=nixos$' "$DEMO_ENV" 2>/dev/null; then
+    FLAVOUR=nixos
+    note "the VM runs NixOS, as in the last demo"
   else
-    note "the VM runs in our own QEMU container: /dev/net/tun is absent, which $image needs"
+    FLAVOUR=debian
+    if [ "$WORLD_NIX" = no ]; then
+      note "the VM runs Debian: the NixOS one needs cache.nixos.org, which can't be reached"
+    else
+      note "the VM runs Debian: the NixOS one needs $BASE_NIX, which is not here and can't be pulled"
+    fi
   fi
-  FILES=compose.yaml:$QEMU_OVERRIDE
-  VM_IMAGE=osbuilder/qemu
-  [ ! -f compose.override.yaml ] || FILES=$FILES:compose.override.yaml
-  case $(setting COMPOSE_FILE) in
-    "" | *"$QEMU_OVERRIDE"*) ;;
-    *) die "your COMPOSE_FILE leaves out $QEMU_OVERRIDE, which is needed on this machine." "Add it: COMPOSE_FILE=$(setting COMPOSE_FILE):$QEMU_OVERRIDE" ;;
+  case $FLAVOUR in
+    nixos)
+      EXAMPLE=minimal.nix
+      find_base_nix || true
+      need_disk 20480 "the demo with NixOS"
+      is_x86 || note "warning: the containers here are $WORLD_ARCH and the VM is x86-64: all is emulated, many times slower (see docs/vm-image.md)"
+      ;;
+    debian)
+      EXAMPLE=hello-iso.sh
+      need_x86 "the Debian VM"
+      ;;
+    *) die "VM_FLAVOUR=$FLAVOUR is not known." "It is nixos or debian." ;;
   esac
+  NAME=${EXAMPLE%.*}
+  [ -f "examples/$EXAMPLE" ] || die "examples/$EXAMPLE is missing." "Restore it: git checkout examples/$EXAMPLE"
 }
 
 # lowered VALUE LIMIT: the lower of two numbers.
@@ -62,7 +76,8 @@ write_settings() {
     [ -z "$FILES" ] || say "COMPOSE_FILE=$FILES"
     say "BASE_DEBIAN=$BASE_DEBIAN"
     say "BASE_GO=$BASE_GO"
-    say "VM_FLAVOUR=debian"
+    say "VM_FLAVOUR=$FLAVOUR"
+    [ -z "${BASE_NIX:-}" ] || say "BASE_NIX=$BASE_NIX"
     kept CPU_CORES "$(lowered 4 "$WORLD_CORES")"
     kept RAM_SIZE "${memory}G"
     kept DISK_SIZE "${disk}G"
@@ -108,11 +123,11 @@ drop_job() {
   jobs=${jobs:-./jobs}
   OUTPUT=$(setting OUTPUT_DIR)
   OUTPUT=${OUTPUT:-./output}
-  BEFORE=$(results_in "$OUTPUT/hello-iso")
-  temporary=$jobs/.hello-iso.sh.$$
-  cp examples/hello-iso.sh "$temporary"
-  mv "$temporary" "$jobs/hello-iso.sh"
-  say "==> Put examples/hello-iso.sh into $jobs. The sidecar says from here on:"
+  BEFORE=$(results_in "$OUTPUT/$NAME")
+  temporary=$jobs/.$EXAMPLE.$$
+  cp "examples/$EXAMPLE" "$temporary"
+  mv "$temporary" "$jobs/$EXAMPLE"
+  say "==> Put examples/$EXAMPLE into $jobs. The sidecar says from here on:"
 }
 
 # follow: what the sidecar says from STARTED on, into a file. By the program itself and not by our function, whose process
@@ -136,19 +151,21 @@ show() {
 
 # wait_for_job: until the job that was dropped has ended. Sets RESULT, its folder.
 wait_for_job() {
-  local start result
+  local start result limit=1800
   start=$(date +%s)
+  # The first NixOS image downloads, and without KVM all of it is slow.
+  [ "$FLAVOUR" = debian ] || limit=10800
   RESULT=
   while [ -z "$RESULT" ]; do
     sleep 0.5
     show
-    for result in $(results_in "$OUTPUT/hello-iso"); do
+    for result in $(results_in "$OUTPUT/$NAME"); do
       printf '%s\n' "$BEFORE" | grep -qxF "$result" || RESULT=$result
     done
     if [ -n "$RESULT" ]; then break; fi
     kill -0 "$FOLLOW" 2>/dev/null || die "the sidecar stopped." "Its log: $(shown_compose) logs sidecar"
-    [ $(($(date +%s) - start)) -lt 1800 ] ||
-      die "the job has not ended within half an hour." "It goes on. The VM's console: $(shown_compose) logs vm" "The sidecar: $(shown_compose) logs sidecar"
+    [ $(($(date +%s) - start)) -lt "$limit" ] ||
+      die "the job has not ended within $((limit / 60)) minutes." "It goes on. The VM's console: $(shown_compose) logs vm" "The sidecar: $(shown_compose) logs sidecar"
   done
   # The last lines of the log are still on their way.
   sleep 1
@@ -159,7 +176,7 @@ wait_for_job() {
 
 # report: the image, checked again on this side, and how to boot it.
 report() {
-  local sum name image='' size=0 bytes
+  local sum name image='' size=0 bytes memory=512
   grep -Eq '"status": *"succeeded"' "$RESULT/result.json" ||
     die "the job did not succeed: $(sed -n 's/^ *"reason": *"\(.*\)",\{0,1\}$/\1/p' "$RESULT/result.json")" "What it said: $RESULT/build.log" "The result: $RESULT/result.json"
   while read -r sum name; do
@@ -169,19 +186,24 @@ report() {
     if [ "$bytes" -ge "$size" ]; then image=$name size=$bytes SUM=$sum; fi
   done <"$RESULT/SHA256SUMS"
   say ""
-  say "Done: a small test image, built in a Debian VM (not NixOS)."
+  if [ "$FLAVOUR" = nixos ]; then
+    memory=2048
+    say "Done: a NixOS image from examples/$EXAMPLE, built in a NixOS VM."
+  else
+    say "Done: a small test image, built in a Debian VM. Neither of them is NixOS."
+  fi
   note "image   $RESULT/$image"
   note "size    $(human_size "$size") ($size bytes)"
   note "sha256  $SUM (computed again on this machine: the same)"
   say "Boot it, and end it with Ctrl-A X:"
   if have qemu-system-x86_64; then
-    note "qemu-system-x86_64 -m 512 -nographic -cdrom $RESULT/$image"
+    note "qemu-system-x86_64 -m $memory -nographic -cdrom $RESULT/$image"
   else
     local folder
     folder=$(cd "$RESULT" && pwd -P)
-    note "docker run --rm -it -v '$folder:/image:ro' --entrypoint qemu-system-x86_64 $VM_IMAGE -m 512 -nographic -cdrom /image/$image"
+    note "docker run --rm -it -v '$folder:/image:ro' --entrypoint qemu-system-x86_64 $VM_IMAGE -m $memory -nographic -cdrom /image/$image"
   fi
-  say "It goes on running. Put scripts into the jobs folder; images appear in $OUTPUT."
+  say "It goes on running. Put jobs into the jobs folder; images appear in $OUTPUT."
   note "follow it   $(shown_compose) logs -f sidecar"
   note "stop it     make down"
   note "remove it   make clean"
@@ -193,14 +215,13 @@ lock "make demo"
 trap finish EXIT
 trap 'exit 143' INT TERM HUP
 : >"$LOGS/times"
-say "This demo builds a small test image in a Debian VM, all in containers on this machine."
+say "This demo builds a bootable image in a VM, all in containers on this machine."
 look
 print_world
-need_x86
-[ -f examples/hello-iso.sh ] || die "examples/hello-iso.sh is missing." "Restore it: git checkout examples/hello-iso.sh"
 need_disk 6144 "the demo"
 need_engine
 need_own_project
+choose_flavour
 need_base_debian
 need_base_go
 need_compose
@@ -213,6 +234,11 @@ if [ -z "$(compose ps --status running -q vm 2>/dev/null)" ]; then
 fi
 step build "Building the sidecar, the VM's boot image and its container (minutes the first time, seconds later)" compose --progress plain build
 STARTED=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+if [ "$FLAVOUR" = nixos ]; then
+  # Apart, so that its steps are seen.
+  step vmimage "Making the NixOS VM's boot image, if it is not there (5 to 15 minutes the first time, an estimate)" \
+    compose --ansi never up --no-log-prefix --exit-code-from vmimage vmimage
+fi
 step up "Starting them" compose up -d
 follow
 drop_job

@@ -4,6 +4,7 @@
 
 OWN_DEBIAN=osbuilder-base/debian:trixie-slim
 OWN_GO=osbuilder-base/golang:1.26
+OWN_NIX=osbuilder-base/nix:trixie
 
 image_here() { docker image inspect "$1" >/dev/null 2>&1; }
 
@@ -59,6 +60,28 @@ need_base_go() {
   BASE_GO=$OWN_GO
   need_mmdebstrap
   step base-go "Making a Go base image from Debian's packages and $(own_go_tree || echo "Debian's Go") ($OWN_GO)" make_base_go
+}
+
+# find_base_nix: sets BASE_NIX to an image with Nix that is here, after a pull if need be; fails where there is none.
+find_base_nix() {
+  BASE_NIX=$(setting BASE_NIX)
+  [ -z "$BASE_NIX" ] || return 0
+  BASE_NIX=$(sed -n 's/^ARG BASE_NIX=//p' "$ROOT/vmimage/nixos/Dockerfile")
+  image_here "$BASE_NIX" || pull "$BASE_NIX"
+}
+
+# need_own_nix: sets BASE_NIX to one with Debian's Nix, in which the test makes an ISO of its own. It is the test's alone: what
+# it lacks of the public one is found out by nobody. Needs BASE_DEBIAN.
+need_own_nix() {
+  BASE_NIX=$(setting BASE_NIX)
+  [ -z "$BASE_NIX" ] || return 0
+  BASE_NIX=$OWN_NIX
+  image_here "$BASE_NIX" || step base-nix "Making an image with Debian's Nix ($OWN_NIX)" make_own_nix
+}
+
+make_own_nix() {
+  printf 'FROM %s\nRUN apt-get update -q && apt-get install -y -q --no-install-recommends nix-bin ca-certificates && rm -rf /var/lib/apt/lists/*\n' \
+    "$BASE_DEBIAN" | docker build -t "$OWN_NIX" -
 }
 
 need_mmdebstrap() {

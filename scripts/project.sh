@@ -3,6 +3,7 @@
 
 # shellcheck disable=SC2034 # for the scripts that source this
 DEMO_ENV=$OWN/demo.env
+QEMU_OVERRIDE=vmimage/qemu/compose.yaml
 PROJECT_ENV=()
 
 # use_project [FILE]: settings of ours first, the user's .env after it, so that the user's win.
@@ -40,4 +41,26 @@ need_own_project() {
       "removes its containers and keeps the VM's disk, keys and records. Then run this again."
   done < <(docker ps -a --filter "label=com.docker.compose.project=$name" \
     --format '{{.Label "com.docker.compose.project.working_dir"}}' | sort -u)
+}
+
+# choose_vm_container: sets FILES, the value for COMPOSE_FILE, empty for Compose's own choice.
+choose_vm_container() {
+  local image
+  FILES=
+  image=$(sed -n 's/^ *image: \(qemux\/.*\)/\1/p' compose.yaml)
+  VM_IMAGE=$image
+  if [ -e /dev/net/tun ] || [ "$(uname -s)" != Linux ]; then
+    # Once it runs in our own container it stays there, so that a second demo goes on with what the first one made.
+    if ! grep -q "$QEMU_OVERRIDE" "$DEMO_ENV" 2>/dev/null && { image_here "$image" || pull "$image"; }; then return 0; fi
+    note "the VM runs in our own QEMU container: $image is not here and can't be pulled"
+  else
+    note "the VM runs in our own QEMU container: /dev/net/tun is absent, which $image needs"
+  fi
+  FILES=compose.yaml:$QEMU_OVERRIDE
+  VM_IMAGE=osbuilder/qemu
+  [ ! -f compose.override.yaml ] || FILES=$FILES:compose.override.yaml
+  case $(setting COMPOSE_FILE) in
+    "" | *"$QEMU_OVERRIDE"*) ;;
+    *) die "your COMPOSE_FILE leaves out $QEMU_OVERRIDE, which is needed on this machine." "Add it: COMPOSE_FILE=$(setting COMPOSE_FILE):$QEMU_OVERRIDE" ;;
+  esac
 }

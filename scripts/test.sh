@@ -84,6 +84,7 @@ COMPOSE_FILE=compose.yaml:vmimage/qemu/compose.yaml:scripts/compose.test.yaml
 VM_FLAVOUR=debian
 BASE_DEBIAN=$BASE_DEBIAN
 BASE_GO=$BASE_GO
+BASE_NIX=$BASE_NIX
 ENV
   PROJECT_ENV=(--env-file "$OWN/test.env")
 }
@@ -137,7 +138,7 @@ rm -f "$LOGS"/{unit,lint,e2e-build,e2e}.log
 own_world
 look
 print_world
-need_x86
+need_x86 "the test"
 need_disk 10240 "the test"
 packages
 # A process group of their own, so that all of it can be ended.
@@ -148,6 +149,7 @@ set +m
 need_engine
 need_base_debian
 need_base_go
+need_own_nix
 need_compose
 note_others
 write_settings

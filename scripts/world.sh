@@ -84,7 +84,7 @@ print_world() {
   [ -z "$WORLD_ENGINE" ] || engine="Docker $WORLD_ENGINE"
   [ -z "$WORLD_COMPOSE" ] || compose="$WORLD_COMPOSE (${COMPOSE[*]})"
   [ "$WORLD_REGISTRY" = no ] || registry="reachable"
-  [ "$WORLD_NIX" = no ] || nix="reachable (this demo does not need it)"
+  [ "$WORLD_NIX" = no ] || nix="reachable"
   [ "$WORLD_KVM" = no ] || kvm="device present; the VM's container tries whether it works"
   say "This machine:"
   note "engine      $engine"
@@ -104,11 +104,10 @@ need_disk() {
       "docker system df says what Docker holds."
 }
 
-# need_x86: before hours of emulation, or an error from within a build.
+is_x86() { case $WORLD_ARCH in x86_64 | amd64) ;; *) return 1 ;; esac }
+
+# need_x86 WHAT: before hours of emulation, or an error from within a build.
 need_x86() {
-  case $WORLD_ARCH in
-    x86_64 | amd64) ;;
-    *) die "the containers of this machine are $WORLD_ARCH; only x86-64 hosts are supported so far." \
-      "Run it on an x86-64 machine, or set DOCKER_HOST to the engine of one." ;;
-  esac
+  is_x86 || die "the containers of this machine are $WORLD_ARCH; $1 needs an x86-64 host." \
+    "Run it on an x86-64 machine, or set DOCKER_HOST to the engine of one."
 }

@@ -30,12 +30,14 @@ osb_kvm_open() {
 # system: it runs until it finds none, which takes about a second, and QEMU
 # ends. Bounded. Says why not.
 osb_kvm_try() {
-  local dir=$1 iso='' f kernel='' log=$1/serial cpus=1
+  local dir=$1 iso='' f kernel='' log=$1/serial cpus=1 console=ttyS0
+  local qemu=(qemu-system-x86_64)
+  if [ "$(uname -m)" = aarch64 ]; then qemu=(qemu-system-aarch64 -machine virt) console=ttyAMA0; fi
   for f in /boot.iso "${STORAGE:-/storage}/boot.iso"; do
     if [ -s "$f" ]; then iso=$f && break; fi
   done
   if [ -n "$iso" ]; then
-    kernel=$(xorriso -indev "$iso" -find / -type f -name 'vmlinuz*' -or -type f -name 'bzImage*' 2>/dev/null | head -n 1)
+    kernel=$(xorriso -indev "$iso" -find / -type f -name 'vmlinuz*' -or -type f -name 'bzImage*' -or -type f -name Image 2>/dev/null | head -n 1)
     kernel=${kernel//\'/}
   fi
   if [ -z "$kernel" ] || ! xorriso -osirrox on -indev "$iso" -extract "$kernel" "$dir/kernel" >/dev/null 2>&1; then
@@ -44,9 +46,9 @@ osb_kvm_try() {
   fi
   [ "$(nproc)" = 1 ] || cpus=2
   ulimit -c 0 # QEMU aborts on some hosts; this is a subshell
-  timeout -k 1 20 qemu-system-x86_64 -accel kvm -cpu host -m 384 -smp "$cpus" \
+  timeout -k 1 20 "${qemu[@]}" -accel kvm -cpu host -m 384 -smp "$cpus" \
     -no-user-config -nodefaults -display none -no-reboot -serial "file:$log" -kernel "$dir/kernel" \
-    -append "console=ttyS0 earlyprintk=serial,ttyS0 panic=-1 root=none" </dev/null >/dev/null 2>"$dir/err" || :
+    -append "console=$console earlyprintk=serial,ttyS0 panic=-1 root=none" </dev/null >/dev/null 2>"$dir/err" || :
   if grep -aq 'Unable to mount root fs' "$log" 2>/dev/null; then
     return 0
   fi
@@ -76,9 +78,11 @@ osb_kvm() {
       ;;
     '')
       KVM=N
-      if why=$(osb_kvm_open); then
+      if [ "$(uname -m)" = aarch64 ] && ! command -v qemu-system-aarch64 >/dev/null; then
+        why="this host is an arm64 one and the VM is not; compose.arm64.yaml runs an arm64 VM"
+      elif why=$(osb_kvm_open); then
         # qemux/qemu refuses KVM on a CPU without these flags, whatever opens.
-        if [ -f /run/proc.sh ] && ! grep -qwE 'vmx|svm' /proc/cpuinfo; then
+        if [ -f /run/proc.sh ] && [ "$(uname -m)" = x86_64 ] && ! grep -qwE 'vmx|svm' /proc/cpuinfo; then
           why="the CPU shows neither vmx nor svm"
         else
           dir=$(mktemp -d)
