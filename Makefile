@@ -1,7 +1,7 @@
-.PHONY: help demo down clean test test-unit lint
+.PHONY: help demo down clean test test-unit lint vm-iso check-nixos boot-nixos prove-nixos
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: ## build everything, boot the VM, build one image and say where it lies
 	@scripts/demo.sh
@@ -20,3 +20,15 @@ test-unit: ## the Go tests alone, with the race detector
 
 lint: ## the linters alone
 	@scripts/checks.sh lint
+
+vm-iso: ## make the NixOS VM's boot.iso into a folder, TO=vm-iso; needs a registry and a Nix cache
+	@scripts/vm-iso.sh
+
+check-nixos: ## evaluate the NixOS VM on the nixpkgs tree NIXPKGS=/path, for both processors
+	@scripts/check-nixos.sh
+
+boot-nixos: ## build and boot the NixOS VM from the nixpkgs tree NIXPKGS=/path, with Debian's binaries
+	@scripts/boot-nixos.sh
+
+prove-nixos: ## all of it with a Nix cache; writes docs/proof/prove-nixos.md
+	@scripts/prove-nixos.sh

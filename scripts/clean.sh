@@ -18,7 +18,7 @@ confirm() {
 # own_images: by our own names only. Debian and Go images that were pulled may serve others.
 own_images() {
   docker image ls --format '{{.Repository}}:{{.Tag}}' |
-    grep -E '^(osbuilder|osbuilder-test|osbuilder-base)/[a-z-]+:' || true
+    grep -E '^(osbuilder|osbuilder-test|osbuilder-prove|osbuilder-base)/[a-z-]+:' || true
 }
 
 # remove_images: one by one, since one in use by another project must not keep the rest. Sets STAYED.
