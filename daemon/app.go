@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -84,6 +86,9 @@ func serve(ctx context.Context, cfg config.Config, links []vm.Config, log *zap.L
 		Dir: cfg.Paths.Jobs, State: cfg.Paths.State,
 		Settle: cfg.Settle, Rescan: cfg.Rescan, JobTimeout: cfg.JobTimeout,
 		Classify: recipe.Classify, Check: recipe.Check,
+		Prepare: func(j *job.Job, source string) error {
+			return recipe.Prepare(j, source, job.NixOS{Format: cfg.Format, System: cfg.System, Nixpkgs: cfg.Nixpkgs})
+		},
 		NotFound: store.ErrNotFound,
 	}, records, log)
 	checks := &health.Server{Path: cfg.Paths.Health, Probe: d.Probe, Log: log}
@@ -125,6 +130,7 @@ func dispatcher(ctx context.Context, cfg config.Config, records *store.SQLite, l
 	for _, bad := range damaged {
 		log.Error("record is damaged and was set aside; the others go on", zap.String("id", string(bad.ID)), zap.Error(bad.Err))
 	}
+	source := func(j job.Job) string { return filepath.Join(cfg.Paths.State, "jobs", string(j.ID), "source") }
 	publisher := &deliver.Publisher{Output: cfg.Paths.Output, State: cfg.Paths.State}
 	open := make(map[job.ID]bool, len(jobs))
 	for _, j := range jobs {
@@ -136,9 +142,8 @@ func dispatcher(ctx context.Context, cfg config.Config, records *store.SQLite, l
 	return dispatch.New(dispatch.Config{
 		Owner: owner, TakeOver: cfg.TakeOver, Store: records, Log: log, Now: time.Now,
 		AnswerTimeout: answerTimeout, SyncEvery: syncEvery, RetryAfter: retryAfter,
-		Body: func(j job.Job) ([]byte, error) {
-			return recipe.Body(j, filepath.Join(cfg.Paths.State, "jobs", string(j.ID), "source"))
-		},
+		Body:   func(j job.Job) ([]byte, error) { return recipe.Body(j, source(j)) },
+		Inputs: func(j job.Job, w io.Writer) error { return inputs(j, source(j), w) },
 		OpenLog: func(j job.Job, m job.Mark) (dispatch.Log, error) {
 			return buildlog.Open(cfg.Paths.State, j.ID, m, buildLine(log, j.Name))
 		},
@@ -153,12 +158,39 @@ func buildLine(log *zap.Logger, name string) func([]byte) {
 	return func(line []byte) { logging.Line(log, name, string(line)) }
 }
 
+// inputs writes a job's inputs, and tells when they are not those that are on
+// record.
+func inputs(j job.Job, source string, w io.Writer) error {
+	sum := sha256.New()
+	var broken error // of w, which says nothing about the source
+	err := recipe.Inputs(j, source, io.MultiWriter(sum, writerFunc(func(p []byte) (int, error) {
+		n, err := w.Write(p)
+		if err != nil {
+			broken = err
+		}
+		return n, err
+	})))
+	switch {
+	case broken != nil:
+		return broken
+	case err != nil:
+		return fmt.Errorf("%w: %w", dispatch.ErrSource, err)
+	case hex.EncodeToString(sum.Sum(nil)) != j.Inputs.SHA256:
+		return fmt.Errorf("%w: %s is not what was dropped any more; drop it again", dispatch.ErrSource, source)
+	}
+	return nil
+}
+
+type writerFunc func(p []byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
 // publish tells the faults that lie in the VM from those that can mend
 // themselves.
 func publish(ctx context.Context, p *deliver.Publisher, log *zap.Logger, j job.Job, from dispatch.Builder) (string, error) {
 	var src deliver.Source
 	if from != nil {
-		src = source{from}
+		src = remote{from}
 	}
 	folder, err := p.Publish(ctx, j, src)
 	switch {
@@ -173,10 +205,10 @@ func publish(ctx context.Context, p *deliver.Publisher, log *zap.Logger, j job.J
 	return folder, err
 }
 
-// A source tells a file that the VM lacks from one that is missing here.
-type source struct{ dispatch.Builder }
+// A remote tells a file that the VM lacks from one that is missing here.
+type remote struct{ dispatch.Builder }
 
-func (s source) Copy(ctx context.Context, path string, offset int64, w io.Writer) (int64, error) {
+func (s remote) Copy(ctx context.Context, path string, offset int64, w io.Writer) (int64, error) {
 	n, err := s.Builder.Copy(ctx, path, offset, w)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("%w: %w", dispatch.ErrGone, err)

@@ -5,17 +5,23 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest"
+	"go.uber.org/zap/zaptest/observer"
 
 	"osbuilder/daemon/internal/config"
+	"osbuilder/daemon/internal/deliver"
 	"osbuilder/daemon/internal/health"
 	"osbuilder/daemon/internal/hint"
 	"osbuilder/daemon/internal/vm"
 	"osbuilder/daemon/internal/vmtest"
+	"osbuilder/pipe/runner" //nolint:depguard // the VM of these tests is the other half itself
 )
 
 // A sidecar, all of it, in this process, before a VM whose SSH server is a
@@ -25,12 +31,43 @@ type sidecar struct {
 	cfg config.Config
 	vm  *vmtest.Server
 	run *vmtest.Runner
+
+	logs    *observer.ObservedLogs
+	systems string // the file that lists what the VM builds for
 }
+
+// imageBuild stands for the program of that name in the VM: its command line,
+// and what it reports. A configuration that says "broken" is.
+const imageBuild = `#!/bin/bash
+set -eu
+echo "image-build $*"
+for source; do :; done
+entry=configuration.nix
+[[ $1 == --entry ]] && entry=$2
+find "$source" -printf '%P %y %m\n' | LC_ALL=C sort
+if grep -q broken "$source/$entry"; then
+  printf '%s' '{"kind":"nixos-image","nix":"2.26.3","error":{"class":"evaluation","summary":"undefined variable broken","at":"'"$entry"':1:1","advice":"Define it.","lines":[]}}' >"$REPORT"
+  exit 1
+fi
+cat "$source/$entry" >"$OUT/nixos.iso"
+printf '%s' '{"kind":"nixos-image","nix":"2.26.3","nixpkgs":{"revision":"0123"},"closure_bytes":7}' >"$REPORT"
+`
 
 func newSidecar(t *testing.T) *sidecar {
 	dir := t.TempDir()
 	s := &sidecar{t: t, vm: vmtest.New(t)}
-	s.run = vmtest.NewRunner(t, s.vm, nil)
+	bin := filepath.Join(dir, "bin")
+	if err := os.Mkdir(bin, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(bin, "image-build"), []byte(imageBuild), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s.run = vmtest.NewRunner(t, s.vm, func(c *runner.Config) {
+		c.Path = bin + ":/usr/local/bin:/usr/bin:/bin"
+		c.SystemsFile = filepath.Join(dir, "systems")
+	})
+	s.systems = filepath.Join(dir, "systems")
 	s.cfg = config.Config{
 		Settle: 50 * time.Millisecond, Rescan: 200 * time.Millisecond, JobTimeout: time.Minute,
 		Paths: config.Paths{
@@ -38,6 +75,7 @@ func newSidecar(t *testing.T) *sidecar {
 			Health: filepath.Join(dir, "health.sock"),
 		},
 	}
+	s.cfg.Format, s.cfg.System, s.cfg.Nixpkgs = "iso", "x86_64-linux", "nixos-26.05"
 	for _, path := range []string{s.cfg.Paths.Jobs, s.cfg.Paths.Output, s.cfg.Paths.State} {
 		if err := os.Mkdir(path, 0o755); err != nil {
 			t.Fatal(err)
@@ -50,11 +88,14 @@ func newSidecar(t *testing.T) *sidecar {
 func (s *sidecar) start() (stop func()) {
 	ctx, cancel := context.WithCancel(s.t.Context())
 	done := make(chan error, 1)
+	core, logs := observer.New(zap.InfoLevel)
+	s.logs = logs
+	log := zaptest.NewLogger(s.t, zaptest.WrapOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core { return zapcore.NewTee(c, core) })))
 	go func() {
 		link := vm.Config{
 			Name: "vm", Addr: s.vm.Addr(), User: "builder", Signer: s.vm.Signer(), HostKeys: s.vm.HostKeys(), Dir: s.vm.Dir(),
 		}
-		done <- serve(ctx, s.cfg, []vm.Config{link}, zaptest.NewLogger(s.t))
+		done <- serve(ctx, s.cfg, []vm.Config{link}, log)
 	}()
 	return func() {
 		cancel()
@@ -188,5 +229,217 @@ func TestKeysMissing(t *testing.T) {
 	_, err := identify(nil, t.TempDir())
 	if err == nil || len(hint.Of(err)) == 0 {
 		t.Errorf("error %v, hints %q: want both", err, hint.Of(err))
+	}
+}
+
+// result reads what is on record of a job's outcome.
+func result(t *testing.T, folder string) deliver.Result {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(folder, "result.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r deliver.Result
+	if err := json.Unmarshal(data, &r); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestConfigurationFile(t *testing.T) {
+	s := newSidecar(t)
+	stop := s.start()
+	defer stop()
+	s.drop("my host.nix", "{ }\n")
+	status, log, folder := s.outcome("my-host")
+	want := "image-build --entry my-host.nix --format iso --system x86_64-linux --nixpkgs nixos-26.05 --name my-host source\n" +
+		" d 755\nmy-host.nix f 644\n"
+	if diff := cmp.Diff(want, log); status != "succeeded" || diff != "" {
+		t.Errorf("status %s, build.log (-want +got):\n%s", status, diff)
+	}
+	if image, err := os.ReadFile(filepath.Join(folder, "nixos.iso")); err != nil || string(image) != "{ }\n" {
+		t.Errorf("image %q, %v", image, err)
+	}
+	r := result(t, folder)
+	if string(r.Report) == "" || r.Versions.Nix != "2.26.3" || r.Versions.Runner != "vmtest" || r.Inputs == nil ||
+		r.NixOS == nil || r.NixOS.Nixpkgs != "nixos-26.05" || r.Image != "vmtest-1" {
+		t.Errorf("result %+v", r)
+	}
+	if left, err := filepath.Glob(filepath.Join(s.vm.Dir(), "*inputs-*")); err != nil || len(left) > 0 {
+		t.Errorf("uploads left: %v, %v", left, err)
+	}
+}
+
+func TestConfigurationFolder(t *testing.T) {
+	s := newSidecar(t)
+	stop := s.start()
+	defer stop()
+	s.folder("machine", map[string]string{
+		"configuration.nix": "{ imports = [ ./disk.nix ]; }\n", "disk.nix": "{ }\n", "bin/tool": "#!/bin/sh\n", "link": "-> disk.nix",
+	})
+	status, log, folder := s.outcome("machine")
+	want := "image-build --entry configuration.nix --format iso --system x86_64-linux --nixpkgs nixos-26.05 --name machine source\n" +
+		" d 755\nbin d 755\nbin/tool f 755\nconfiguration.nix f 644\ndisk.nix f 644\nlink l 777\n"
+	if diff := cmp.Diff(want, log); status != "succeeded" || diff != "" {
+		t.Errorf("status %s, build.log (-want +got):\n%s", status, diff)
+	}
+	if text, err := os.ReadFile(filepath.Join(folder, "source", "machine", "disk.nix")); err != nil || string(text) != "{ }\n" {
+		t.Errorf("source %q, %v", text, err)
+	}
+}
+
+// folder drops a folder: at once, as a move does. "-> x" is a link to x, and
+// what begins with #! can be run.
+func (s *sidecar) folder(name string, files map[string]string) {
+	s.t.Helper()
+	temp := filepath.Join(s.cfg.Paths.Jobs, "."+name)
+	for file, text := range files {
+		path := filepath.Join(temp, file)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			s.t.Fatal(err)
+		}
+		var err error
+		if target, ok := strings.CutPrefix(text, "-> "); ok {
+			err = os.Symlink(target, path)
+		} else if strings.HasPrefix(text, "#!") {
+			err = os.WriteFile(path, []byte(text), 0o755)
+		} else {
+			err = os.WriteFile(path, []byte(text), 0o644)
+		}
+		if err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	if err := os.Rename(temp, filepath.Join(s.cfg.Paths.Jobs, name)); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func TestBrokenConfiguration(t *testing.T) {
+	s := newSidecar(t)
+	stop := s.start()
+	defer stop()
+	s.drop("host.nix", "{ imports = [ ./other.nix ]; broken }\n")
+	status, log, folder := s.outcome("host")
+	r := result(t, folder)
+	if status != "failed" || r.Reason != "undefined variable broken (at host.nix:1:1)" || r.At != "host.nix:1:1" || r.Advice != "Define it." {
+		t.Errorf("status %s, result %+v", status, r)
+	}
+	if want := "note: host.nix mentions ./other.nix, and was dropped alone."; !strings.Contains(log, want) {
+		t.Errorf("build.log lacks %q:\n%s", want, log)
+	}
+}
+
+// The link breaks in the middle of an upload: it goes on where it stopped.
+func TestUploadSurvivesCuts(t *testing.T) {
+	s := newSidecar(t)
+	s.vm.Set(func(f *vmtest.Faults) { f.CutWrites = 300_000 })
+	stop := s.start()
+	defer stop()
+	s.folder("machine", map[string]string{"configuration.nix": "{ }\n", "big": strings.Repeat("x", 1_000_000)})
+	if status, log, _ := s.outcome("machine"); status != "succeeded" {
+		t.Errorf("status %s, log %s", status, log)
+	}
+	if n := s.vm.Logins(); n < 4 {
+		t.Errorf("%d logins: the link was not cut", n)
+	}
+}
+
+// What was uploaded is lost with the VM's disk, or damaged on it, before the
+// request comes: it is uploaded again.
+func TestUploadIsLostAndDamaged(t *testing.T) {
+	s := newSidecar(t)
+	s.vm.Set(func(f *vmtest.Faults) { f.FailRename = true })
+	stop := s.start()
+	defer stop()
+	s.drop("host.nix", "{ }\n")
+	var half string
+	s.until("an upload that waits for its rename", func() bool {
+		found, err := filepath.Glob(filepath.Join(s.vm.Dir(), ".inputs-*"))
+		if err != nil || len(found) != 1 {
+			return false
+		}
+		half = found[0]
+		info, err := os.Stat(half)
+		return err == nil && info.Size() > 0
+	})
+	damaged := make([]byte, 0)
+	info, err := os.Stat(half)
+	if err != nil {
+		t.Fatal(err)
+	}
+	damaged = append(damaged, make([]byte, info.Size())...)
+	if err := os.WriteFile(half, damaged, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.vm.Set(func(f *vmtest.Faults) { f.FailRename = false })
+	if status, log, _ := s.outcome("host"); status != "succeeded" {
+		t.Errorf("status %s, log %s", status, log)
+	}
+}
+
+// The VM is reset under the job, which needs its inputs again.
+func TestConfigurationAfterAReset(t *testing.T) {
+	s := newSidecar(t)
+	stop := s.start()
+	defer stop()
+	once := filepath.Join(t.TempDir(), "once")
+	slow := strings.Replace(imageBuild, "set -eu\n", "set -eu\nif mkdir '"+once+"' 2>/dev/null; then sleep 600; fi\n", 1)
+	bin := filepath.Join(filepath.Dir(s.cfg.Paths.Jobs), "bin", "image-build")
+	if err := os.WriteFile(bin, []byte(slow), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s.drop("host.nix", "{ }\n")
+	s.until("first try", func() bool {
+		_, err := os.Stat(once)
+		return err == nil
+	})
+	s.run.Reboot()
+	s.vm.Cut()
+	if status, log, folder := s.outcome("host"); status != "succeeded" || result(t, folder).Attempts != 2 {
+		t.Errorf("status %s, log %s", status, log)
+	}
+}
+
+// A VM from before this recipe says what to do.
+func TestVMWithoutImageBuild(t *testing.T) {
+	s := newSidecar(t)
+	if err := os.Remove(filepath.Join(filepath.Dir(s.cfg.Paths.Jobs), "bin", "image-build")); err != nil {
+		t.Fatal(err)
+	}
+	stop := s.start()
+	defer stop()
+	s.drop("host.nix", "{ }\n")
+	_, log, folder := s.outcome("host")
+	if r := result(t, folder); !strings.Contains(r.Reason, "has no image-build") || !strings.Contains(r.Advice, "--build") || !strings.Contains(log, "has no image-build") {
+		t.Errorf("result %+v, log %q", r, log)
+	}
+}
+
+// No VM builds for the system: the job says so and waits until one does.
+func TestForeignSystem(t *testing.T) {
+	s := newSidecar(t)
+	s.cfg.System = "riscv64-linux"
+	stop := s.start()
+	defer stop()
+	s.drop("host.nix", "{ }\n")
+	s.drop("script.sh", "true\n")
+	s.outcome("script") // it passes the one that waits
+	s.until("a reason to wait", func() bool {
+		for _, line := range s.logs.FilterMessage("job waits").All() {
+			why, _ := line.ContextMap()["for"].(string)
+			if strings.HasPrefix(why, "no builder for riscv64-linux: vm builds for x86_64-linux") {
+				return true
+			}
+		}
+		return false
+	})
+	if err := os.WriteFile(s.systems, []byte("riscv64-linux\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s.run.Reboot()
+	s.vm.Cut()
+	if status, log, _ := s.outcome("host"); status != "succeeded" {
+		t.Errorf("status %s, log %s", status, log)
 	}
 }

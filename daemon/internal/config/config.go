@@ -6,12 +6,16 @@ package config
 import (
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
+	"path"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/caarlos0/env/v11"
 
@@ -29,6 +33,11 @@ type Config struct {
 	Rescan     time.Duration `env:"RESCAN" envDefault:"10s"`
 	JobTimeout time.Duration `env:"JOB_TIMEOUT" envDefault:"6h"` // 0: no limit
 	TakeOver   bool          `env:"TAKE_OVER" envDefault:"N"`
+
+	// What NixOS configurations become; see [job.NixOS].
+	Format  string `env:"FORMAT" envDefault:"iso"`
+	System  string `env:"SYSTEM" envDefault:"x86_64-linux"`
+	Nixpkgs string `env:"NIXPKGS" envDefault:"nixos-26.05"`
 
 	Paths Paths `env:"-"`
 }
@@ -202,7 +211,34 @@ func (c *Config) problems() []error {
 		"RESCAN=%v: want at least 100ms and at most 24h", c.Rescan)
 	say(c.JobTimeout == 0 || c.JobTimeout >= time.Second,
 		"JOB_TIMEOUT=%v: want at least 1s, or 0 for no limit", c.JobTimeout)
+	say(slices.Contains(formats, c.Format), "FORMAT=%s: want %s", c.Format, strings.Join(formats, " or "))
+	say(slices.Contains(nixSystems, c.System), "SYSTEM=%s: want %s", c.System, strings.Join(nixSystems, " or "))
+	say(isNixpkgs(c.Nixpkgs), "NIXPKGS=%s: want a channel such as nixos-26.05, a revision of 40 hexadecimal digits, "+
+		"an absolute path in the VM, or the address of a tarball", c.Nixpkgs)
 	return problems
+}
+
+var (
+	formats    = []string{"iso", "install-iso"}
+	nixSystems = []string{"x86_64-linux", "aarch64-linux"}
+)
+
+var (
+	channel  = regexp.MustCompile(`^(nixos|nixpkgs)-[a-z0-9][a-z0-9.-]*$`)
+	revision = regexp.MustCompile(`^[0-9a-f]{40}$`)
+)
+
+// isNixpkgs reports whether image-build can take s for its nixpkgs. Whether
+// there is such a one, only the VM can tell.
+func isNixpkgs(s string) bool {
+	if strings.ContainsFunc(s, func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) }) {
+		return false
+	}
+	if channel.MatchString(s) || revision.MatchString(s) || path.IsAbs(s) && path.Clean(s) == strings.TrimRight(s, "/") && s != "/" {
+		return true
+	}
+	u, err := url.Parse(s)
+	return err == nil && (u.Host != "" && (u.Scheme == "http" || u.Scheme == "https") || u.Scheme == "file" && path.IsAbs(u.Path))
 }
 
 func (i *Init) at(p Paths) { i.Paths = p }

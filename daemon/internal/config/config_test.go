@@ -25,6 +25,7 @@ func TestDefaults(t *testing.T) {
 			Compose: Compose{Separator: ":", Project: "osbuilder"}, Owner: Owner{1000, 1000},
 			LogLevel: "info", LogFormat: "console",
 			Settle: 2 * time.Second, Rescan: 10 * time.Second, JobTimeout: 6 * time.Hour,
+			Format: "iso", System: "x86_64-linux", Nixpkgs: "nixos-26.05",
 			Paths: DefaultPaths(),
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
@@ -37,6 +38,7 @@ func TestAllSet(t *testing.T) {
 	got, err := load[Config]([]string{
 		"COMPOSE_FILE=a.yaml:b.yaml", "COMPOSE_PROFILES=x", "COMPOSE_PROJECT_NAME=mine", "PUID=0", "PGID=2147483647",
 		"LOG_LEVEL=debug", "LOG_FORMAT=json", "SETTLE=500ms", "RESCAN=1m", "JOB_TIMEOUT=0", "TAKE_OVER=y",
+		"FORMAT=install-iso", "SYSTEM=aarch64-linux", "NIXPKGS=/nix/nixpkgs",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -45,6 +47,7 @@ func TestAllSet(t *testing.T) {
 		Compose: Compose{"a.yaml:b.yaml", ":", "x", "mine"}, Owner: Owner{0, 2147483647},
 		LogLevel: "debug", LogFormat: "json",
 		Settle: 500 * time.Millisecond, Rescan: time.Minute, TakeOver: true,
+		Format: "install-iso", System: "aarch64-linux", Nixpkgs: "/nix/nixpkgs",
 		Paths: DefaultPaths(),
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -56,6 +59,7 @@ func TestAllSet(t *testing.T) {
 func TestEveryProblemAtOnce(t *testing.T) {
 	_, err := load[Config]([]string{
 		"LOG_LEVEL=loud", "LOG_FORMAT=xml", "SETTLE=2", "RESCAN=1ms", "JOB_TIMEOUT=-5m", "TAKE_OVER=perhaps", "PUID=me", "PGID=-1",
+		"FORMAT=ISO", "SYSTEM=x86_64", "NIXPKGS=26.05",
 	})
 	if !errors.Is(err, ErrSettings) {
 		t.Fatal(err)
@@ -63,13 +67,16 @@ func TestEveryProblemAtOnce(t *testing.T) {
 	lines := strings.Split(err.Error(), "\n  ")[1:]
 	slices.Sort(lines)
 	want := []string{
+		"FORMAT=ISO: want iso or install-iso",
 		"JOB_TIMEOUT=-5m0s: want at least 1s, or 0 for no limit",
 		"LOG_FORMAT=xml: want console or json",
 		"LOG_LEVEL=loud: want debug, info, warn or error",
+		"NIXPKGS=26.05: want a channel such as nixos-26.05, a revision of 40 hexadecimal digits, an absolute path in the VM, or the address of a tarball",
 		"PGID=-1: want a number from 0 to 2147483647; yours: id -g",
 		"PUID=me: want a whole number",
 		"RESCAN=1ms: want at least 100ms and at most 24h",
 		"SETTLE=2: want a duration, such as 500ms, 2s, 90m or 6h",
+		"SYSTEM=x86_64: want x86_64-linux or aarch64-linux",
 		"TAKE_OVER=perhaps: want Y or N",
 	}
 	if diff := cmp.Diff(want, lines); diff != "" {
@@ -77,6 +84,26 @@ func TestEveryProblemAtOnce(t *testing.T) {
 	}
 	if hints := hint.Of(err); len(hints) != 1 {
 		t.Errorf("hints %q", hints)
+	}
+}
+
+func TestNixpkgs(t *testing.T) {
+	rev := strings.Repeat("0123456789", 4)
+	for _, good := range []string{
+		"nixos-26.05", "nixos-26.05-small", "nixos-unstable", "nixpkgs-unstable", rev, "/nix/nixpkgs", "/nix/nixpkgs/",
+		"https://example.org/nixpkgs.tar.gz", "http://10.0.0.1:8080/x", "file:///srv/nixpkgs.tar.xz",
+	} {
+		if !isNixpkgs(good) {
+			t.Errorf("%q is refused", good)
+		}
+	}
+	for _, bad := range []string{
+		"", "nixos", "26.05", "nixos-", "nixos-26.05 ", "nixos-$(id)", rev[1:], rev + "0", strings.ToUpper(rev[:39]) + "A", "./nixpkgs", "nixpkgs",
+		"/", "/nix/../etc", "ftp://x/y", "https://", "file://host", "github:NixOS/nixpkgs", "https://x/\x1b[31m", "/a b",
+	} {
+		if isNixpkgs(bad) {
+			t.Errorf("%q is taken", bad)
+		}
 	}
 }
 

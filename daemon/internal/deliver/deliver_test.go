@@ -217,6 +217,7 @@ func TestPublish(t *testing.T) {
 			{Name: "hello.iso", Size: 100_000, SHA256: digest(image(100_000))},
 			{Name: "doc/read me.txt", Size: 8, SHA256: digest([]byte("read me\n"))},
 		},
+		Versions: Versions{Sidecar: pipe.Release},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("result.json (-want +got):\n%s", diff)

@@ -32,7 +32,9 @@ type Result struct {
 	ExitCode    *int        `json:"exit_code,omitempty"`
 	Signal      string      `json:"signal,omitempty"`
 	Reason      string      `json:"reason,omitempty"`
-	LastLines   []string    `json:"last_lines"` // of build.log
+	At          string      `json:"at,omitempty"`     // where the cause is in the user's own files
+	Advice      string      `json:"advice,omitempty"` // what to do about it
+	LastLines   []string    `json:"last_lines"`       // of build.log
 	Attempts    int         `json:"attempts"`
 	Created     time.Time   `json:"created"`
 	Started     time.Time   `json:"started,omitzero"`  // of the last attempt
@@ -43,6 +45,20 @@ type Result struct {
 	Memory      int64       `json:"memory,omitempty"` // peak
 	MemoryScope string      `json:"memory_scope,omitempty"`
 	Artifacts   []Artifact  `json:"artifacts"`
+
+	Versions Versions    `json:"versions"`
+	Inputs   *job.Inputs `json:"inputs,omitempty"` // the archive that the VM was given
+	NixOS    *job.NixOS  `json:"nixos,omitempty"`  // what was asked for
+	// Report is what the job's program says of itself: for a NixOS
+	// configuration nixpkgs and its hash, times, derivation, store paths, size.
+	Report pipe.Report `json:"report,omitempty"`
+}
+
+// Versions are of what took part.
+type Versions struct {
+	Sidecar string `json:"sidecar"`
+	Runner  string `json:"runner,omitempty"`
+	Nix     string `json:"nix,omitempty"`
 }
 
 // An Artifact is a file in the job's folder that the job made.
@@ -61,6 +77,7 @@ func result(j job.Job, files []file, log string) ([]byte, error) {
 		Version: 1, Job: j.ID, Name: j.Name, Drop: j.Drop, LastLines: lines, Attempts: j.Attempt,
 		Created: j.Created.UTC(), Started: j.Started.UTC(), Builder: j.Builder, Image: j.Image,
 		Status: pipe.StatusFailed, Artifacts: []Artifact{},
+		Versions: Versions{Sidecar: pipe.Release, Runner: j.Runner}, Inputs: j.Inputs, NixOS: j.NixOS,
 	}
 	for _, step := range j.History {
 		if step.Event == job.Finished {
@@ -70,6 +87,13 @@ func result(j job.Job, files []file, log string) ([]byte, error) {
 	if f := j.Result; f != nil {
 		r.Status, r.ExitCode, r.Signal, r.Reason = f.Status, f.ExitCode, f.Signal, f.Reason
 		r.Duration, r.Memory, r.MemoryScope = f.Duration, f.Memory, f.Scope
+		r.Report, r.Versions.Nix = f.Report, job.ReportedNix(f.Report)
+		if failure, ok := job.ReportedFailure(f.Report); ok && f.Status != pipe.StatusSucceeded {
+			r.At, r.Advice = failure.At, failure.Advice
+			if r.Reason == "" {
+				r.Reason = failure.Text()
+			}
+		}
 	}
 	for _, f := range files {
 		r.Artifacts = append(r.Artifacts, Artifact{Name: f.name, Size: f.artifact.Size, SHA256: f.artifact.SHA256})

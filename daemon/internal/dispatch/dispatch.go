@@ -57,9 +57,18 @@ type flight struct {
 	log        Log  // from the first claim on, until it is published
 	unsaved    bool // the record here is ahead of the store's
 	publishing bool
+	uploading  bool      // its inputs are on their way
+	uploaded   delivered // where its inputs lie, as far as is known
+	fresh      bool      // they have to be uploaded from the beginning
 	failures   int       // publishes that failed in a row
 	damaged    int       // of these, the ones that brought other bytes than announced
 	notBefore  time.Time // of the next try to send or to publish
+}
+
+// delivered names an attempt and the builder that has its inputs.
+type delivered struct {
+	builder string
+	attempt int
 }
 
 type command struct {

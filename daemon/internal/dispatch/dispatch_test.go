@@ -2,6 +2,8 @@ package dispatch
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -51,11 +53,17 @@ type machine struct {
 	refuse  []pipe.Refused // answers for the next requests about jobs
 	hold    bool           // jobs don't end
 	outcome func() pipe.Finished
+	systems []string
+
+	broken  func() error      // of an upload
+	uploads []bool            // whether each was fresh
+	inputs  map[string]string // digest by which they were uploaded → digest of what came
 }
 
 func newMachine() *machine {
 	m := &machine{
 		changed: make(chan struct{}), generation: "1-00000000", slots: 2,
+		inputs: map[string]string{}, systems: []string{"x86_64-linux"},
 		spool: map[string]string{}, forgotten: map[string]bool{}, runs: map[string]int{},
 		outcome: func() pipe.Finished { return pipe.Finished{Status: pipe.StatusSucceeded, LogLength: 10} },
 	}
@@ -69,6 +77,41 @@ func (m *machine) Copy(context.Context, string, int64, io.Writer) (int64, error)
 	return 0, errors.New("these tests publish without a download")
 }
 
+// Upload stores the digest of what comes. Faults are those of m.upload.
+func (m *machine) Upload(_ context.Context, digest string, size int64, fresh bool, write func(io.Writer) error) error {
+	m.mu.Lock()
+	fault := m.broken
+	m.mu.Unlock()
+	if fault != nil {
+		if err := fault(); err != nil {
+			return err
+		}
+	}
+	sum := sha256.New()
+	n := counter{w: sum}
+	if err := write(&n); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if n.n != size {
+		return fmt.Errorf("%d bytes, want %d", n.n, size)
+	}
+	m.uploads = append(m.uploads, fresh)
+	m.inputs[digest] = hex.EncodeToString(sum.Sum(nil))
+	return nil
+}
+
+type counter struct {
+	w io.Writer
+	n int64
+}
+
+func (c *counter) Write(p []byte) (int, error) {
+	c.n += int64(len(p))
+	return c.w.Write(p)
+}
+
 func (m *machine) say(e pipe.Event) {
 	e.Seq = uint64(len(m.events) + 1)
 	m.events = append(m.events, e)
@@ -77,7 +120,7 @@ func (m *machine) say(e pipe.Event) {
 }
 
 func (m *machine) hello() {
-	h := &pipe.Hello{Generation: m.generation, Protocol: pipe.Version, Slots: m.slots, Owner: m.owner}
+	h := &pipe.Hello{Generation: m.generation, Protocol: pipe.Version, Slots: m.slots, Owner: m.owner, Systems: m.systems}
 	for key := range m.spool {
 		_, id, attempt := splitKey(key)
 		if !m.forgotten[key] {
@@ -124,8 +167,11 @@ func (m *machine) Send(_ context.Context, data []byte) error {
 		answer(accepted)
 	case m.spool[key] != "":
 		answer(pipe.Event{Type: pipe.TypeRefused, Refused: &pipe.Refused{Request: key, Reason: pipe.ReasonConflict}})
+	case h.Inputs != "" && m.inputs[h.Inputs] != h.Inputs:
+		answer(pipe.Event{Type: pipe.TypeRefused, Refused: &pipe.Refused{Request: key, Reason: pipe.ReasonInputs, Retryable: true}})
 	default:
 		m.owner = h.Owner
+		delete(m.inputs, h.Inputs)
 		m.spool[key] = h.SHA256
 		answer(accepted)
 		m.start(h.Job, h.Attempt)

@@ -189,6 +189,10 @@ func (d *Dispatcher) refused(ctx context.Context, builder string, w *worker, r p
 		if !r.Retryable {
 			return d.fail(ctx, w, f, r.Message)
 		}
+		if r.Reason == pipe.ReasonInputs {
+			// Gone with a disk, or damaged on it: a later upload can't build on them.
+			f.uploaded, f.fresh = delivered{}, true
+		}
 		w.refuse(d.cfg.Now(), d.cfg.RetryAfter)
 		return d.update(ctx, f, job.Deferred, r.Message, func(j *job.Job) { j.Why = r.Message })
 	case kind == pipe.KindAcknowledge && ours:
@@ -247,9 +251,13 @@ func (d *Dispatcher) finished(ctx context.Context, builder string, w *worker, f 
 	if r.Status == pipe.StatusInterrupted {
 		return d.interrupted(ctx, f, r.Reason)
 	}
+	failure, reported := job.ReportedFailure(r.Report)
+	if reported && r.Status == pipe.StatusFailed && r.Reason == "" {
+		r.Reason = failure.Text()
+	}
 	d.cfg.Log.Info("job finished", zap.String("job", f.job.Name), zap.String("id", string(f.job.ID)),
 		zap.String("status", string(r.Status)), exitCode(r), said("signal", r.Signal), said("reason", r.Reason),
-		zap.Duration("duration", time.Duration(r.Duration)*time.Millisecond))
+		said("advice", failure.Advice), zap.Duration("duration", time.Duration(r.Duration)*time.Millisecond))
 	return d.update(ctx, f, job.Finished, r.Reason, func(j *job.Job) { j.Result, j.Why = &r, "" })
 }
 

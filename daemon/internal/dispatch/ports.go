@@ -21,6 +21,10 @@ var (
 	ErrDamaged = errors.New("artifact is not as announced")
 )
 
+// ErrSource is what Config.Inputs wraps where a job's source is not what it
+// was when the job was recorded. Trying again can't help.
+var ErrSource = errors.New("the job's source is damaged")
+
 // A Store keeps the records. Update is a compare-and-set on Job.Revision.
 type Store interface {
 	Get(ctx context.Context, id job.ID) (job.Job, error)
@@ -29,12 +33,15 @@ type Store interface {
 	SaveCheckpoint(ctx context.Context, builder string, c job.Checkpoint) error
 }
 
-// A Builder is one VM. Both methods end with an error when the link to it
+// A Builder is one VM. All methods end with an error when the link to it
 // dies under them.
 type Builder interface {
 	Name() string
 	// Send puts a request into pipe_in.
 	Send(ctx context.Context, request []byte) error
+	// Upload puts a job's inputs, which write writes, into the VM. With fresh
+	// what is there of them is not to be trusted.
+	Upload(ctx context.Context, sha256 string, size int64, fresh bool, write func(io.Writer) error) error
 	// Copy writes a file of the VM, from offset to its end, to w.
 	Copy(ctx context.Context, path string, offset int64, w io.Writer) (int64, error)
 }
@@ -61,6 +68,9 @@ type Config struct {
 	Store Store
 	// Body makes the Bash body of a job's request.
 	Body func(job.Job) ([]byte, error)
+	// Inputs writes what a job has besides its body, the same bytes each time;
+	// job.Job.Inputs describes them.
+	Inputs func(j job.Job, w io.Writer) error
 	// OpenLog opens a job's build.log, cut to mark.
 	OpenLog func(job.Job, job.Mark) (Log, error)
 	// Publish puts the outcome of a job into output/ and returns its folder

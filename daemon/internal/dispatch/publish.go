@@ -68,9 +68,10 @@ func (d *Dispatcher) published(ctx context.Context, f *flight, folder string) er
 	for _, a := range f.job.Artifacts {
 		bytes += a.Size
 	}
+	failure, _ := job.ReportedFailure(f.job.Result.Report)
 	d.cfg.Log.Info("job is "+string(f.job.State), zap.String("job", f.job.Name), zap.String("id", string(f.job.ID)),
 		zap.String("output", folder), zap.Int("artifacts", len(f.job.Artifacts)), zap.Int64("bytes", bytes),
-		said("reason", f.job.Result.Reason), zap.Duration("after", f.job.Updated.Sub(f.job.Created).Round(time.Millisecond)))
+		said("reason", f.job.Result.Reason), said("advice", failure.Advice), zap.Duration("after", f.job.Updated.Sub(f.job.Created).Round(time.Millisecond)))
 	err := f.log.Close()
 	f.log = nil
 	if err != nil {

@@ -150,11 +150,14 @@ func (d *Dispatcher) pumpWorker(ctx, work context.Context, name string, w *worke
 			}
 			busy++
 			if f.job.State == job.Sending {
+				if d.upload(work, name, w, f) {
+					continue // other jobs need not wait for its inputs
+				}
 				// Claimed, and no answer on record: write it (again) before anything new.
 				return d.sendJob(ctx, work, w, f)
 			}
 		case job.Queued:
-			if next == nil {
+			if next == nil && w.buildsFor(f.job.System()) {
 				next = f
 			}
 		default: // the VM has nothing to do with it any more
@@ -165,6 +168,9 @@ func (d *Dispatcher) pumpWorker(ctx, work context.Context, name string, w *worke
 	}
 	if err := d.claim(ctx, name, w, next); err != nil {
 		return err
+	}
+	if d.upload(work, name, w, next) {
+		return nil
 	}
 	return d.sendJob(ctx, work, w, next)
 }
@@ -194,7 +200,8 @@ func (d *Dispatcher) claim(ctx context.Context, name string, w *worker, f *fligh
 	f.job.Builder = previous
 	return d.update(ctx, f, job.Claimed, "", func(j *job.Job) {
 		j.Builder, j.Attempt, j.Why = name, attempt, ""
-		j.Artifacts, j.Result, j.Started, j.Image = nil, nil, time.Time{}, w.hello.Image
+		j.Artifacts, j.Result, j.Started = nil, nil, time.Time{}
+		j.Image, j.Runner = w.hello.Image, w.hello.Runner
 		j.History[len(j.History)-1].Attempt = attempt
 	})
 }
@@ -205,10 +212,14 @@ func (d *Dispatcher) sendJob(ctx, work context.Context, w *worker, f *flight) er
 	if err != nil {
 		return d.fail(ctx, w, f, fmt.Sprintf("make the request: %v", err))
 	}
-	return d.send(work, w, pipe.Header{
+	h := pipe.Header{
 		Kind: pipe.KindJob, Owner: d.cfg.Owner, Job: string(f.job.ID), Attempt: f.job.Attempt,
 		Name: f.job.Drop, Timeout: int64(f.job.Timeout / time.Second),
-	}, body)
+	}
+	if f.job.Inputs != nil {
+		h.Inputs = f.job.Inputs.SHA256
+	}
+	return d.send(work, w, h, body)
 }
 
 // send writes a request; its answer comes as an event.
@@ -253,6 +264,10 @@ func (d *Dispatcher) explain(ctx context.Context) error {
 	}
 	written := 0
 	for _, f := range d.order {
+		why := why
+		if lack := d.unbuildable(f.job.System()); lack != "" {
+			why = lack
+		}
 		if f.job.State != job.Queued || f.job.Why == why || f.job.Deferred() {
 			continue
 		}

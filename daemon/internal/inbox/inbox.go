@@ -55,9 +55,12 @@ type Config struct {
 
 	// Classify says by which recipe a drop of that name is built.
 	Classify func(drop string, isDir bool) (job.Recipe, error)
-	// Check says what is wrong with a file. An [fs.PathError] means that it
+	// Check says what is wrong with a drop. An [fs.PathError] means that it
 	// could not be read; any other error, that it can't be a job.
 	Check func(recipe job.Recipe, path string) error
+	// Prepare completes a job from the copy of its drop in the folder source.
+	// Its errors mean what Check's mean.
+	Prepare func(j *job.Job, source string) error
 	// NotFound is what the store's errors wrap where there is no such record.
 	NotFound error
 

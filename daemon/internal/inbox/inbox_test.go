@@ -107,7 +107,11 @@ func newFixture(t *testing.T) *fixture {
 		t: t, deaf: true, records: &records{jobs: make(map[job.ID]job.Job)}, taken: make(chan job.ID, 1000),
 		cfg: Config{
 			Dir: t.TempDir(), State: t.TempDir(), Settle: settle, Rescan: rescan, JobTimeout: time.Hour,
-			Classify: recipe.Classify, Check: recipe.Check, NotFound: errNotFound,
+			Classify: recipe.Classify, Check: recipe.Check,
+			Prepare: func(j *job.Job, source string) error {
+				return recipe.Prepare(j, source, job.NixOS{Format: "iso", System: "x86_64-linux", Nixpkgs: "nixos-26.05"})
+			},
+			NotFound: errNotFound,
 		},
 	}
 }
@@ -339,13 +343,14 @@ func TestRejected(t *testing.T) {
 		make func(t *testing.T, path string)
 		says string
 	}{
-		{"host.nix", file("{}"), "no .nix files"},
+		{"host.nix", file(" "), "it is empty"},
+		{"job.yaml", file("{}"), "no .yaml files"},
 		{"empty.sh", file(""), "it is empty"},
 		{"crlf.sh", file("echo\r\necho\r\n"), "line 1: its lines end as on Windows"},
 		{"bad\xff.sh", file("echo\n"), "not valid UTF-8"},
-		{"a \"b\"\n.txt", file("x"), "doesn't end in .sh"},
-		{"folder", folder, "it is a folder"},
-		{"folder.sh", folder, "it is a folder"},
+		{"a \"b\"\n.txt", file("x"), "ends neither in .nix nor in .sh"},
+		{"folder", folder, "it has no configuration.nix"},
+		{"folder.sh", folder, "it has no configuration.nix"},
 		{"link.sh", func(t *testing.T, path string) {
 			if err := os.Symlink("/etc/passwd", path); err != nil {
 				t.Fatal(err)
@@ -419,24 +424,24 @@ func TestRejectedTwiceUnderOneName(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t)
 		defer f.start()()
-		long := strings.Repeat("ü", 120) + ".nix"
+		long := strings.Repeat("ü", 120) + ".yml"
 		for i, text := range []string{"first", "second", "third"} {
-			f.write("x.nix", text)
+			f.write("x.yml", text)
 			f.write(long, text)
 			if i == 1 {
-				f.write("x.nix.txt", "a drop with the name of a message")
+				f.write("x.yml.txt", "a drop with the name of a message")
 			}
 			pass(rescan + settle)
 		}
 		rejected := filepath.Join(f.cfg.Dir, rejectedDir)
 		want := []string{
-			"x.nix", "x.nix-2", "x.nix-2.txt", "x.nix-3", "x.nix-3.txt", "x.nix.txt", "x.nix.txt-2", "x.nix.txt-2.txt",
+			"x.yml", "x.yml-2", "x.yml-2.txt", "x.yml-3", "x.yml-3.txt", "x.yml.txt", "x.yml.txt-2", "x.yml.txt-2.txt",
 		}
 		got := slices.DeleteFunc(list(t, rejected), func(name string) bool { return strings.HasPrefix(name, "ü") })
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("rejected (-want +got):\n%s", diff)
 		}
-		for name, want := range map[string]string{"x.nix": "first", "x.nix-2": "second", "x.nix-3": "third"} {
+		for name, want := range map[string]string{"x.yml": "first", "x.yml-2": "second", "x.yml-3": "third"} {
 			if data, _ := os.ReadFile(filepath.Join(rejected, name)); string(data) != want {
 				t.Errorf("%s holds %q, want %q", name, data, want)
 			}
@@ -520,7 +525,7 @@ func TestStoppedAfterAnyStepOfARejection(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f := newFixture(t)
-				f.write("x.nix", "{}")
+				f.write("x.yml", "{}")
 				f.step = func(step string) {
 					if step == name {
 						runtime.Goexit()
@@ -534,7 +539,7 @@ func TestStoppedAfterAnyStepOfARejection(t *testing.T) {
 				pass(settle * 2)
 				stop()
 				f.wantInFolder()
-				if diff := cmp.Diff([]string{"x.nix", "x.nix.txt"}, list(t, filepath.Join(f.cfg.Dir, rejectedDir))); diff != "" {
+				if diff := cmp.Diff([]string{"x.yml", "x.yml.txt"}, list(t, filepath.Join(f.cfg.Dir, rejectedDir))); diff != "" {
 					t.Errorf("rejected (-want +got):\n%s", diff)
 				}
 			})
@@ -569,11 +574,11 @@ func TestADropThatCantBeMovedIsRemembered(t *testing.T) {
 		f.write(takenDir, "not a folder")
 		f.write(rejectedDir, "not a folder")
 		f.write("a.sh", "echo a\n")
-		f.write("x.nix", "{}")
+		f.write("x.yml", "{}")
 		for range 3 {
 			stop := f.start()
 			pass(time.Minute)
-			f.wantInFolder("a.sh", "x.nix")
+			f.wantInFolder("a.sh", "x.yml")
 			for _, message := range []string{"drop was taken but can't be moved", "drop rejected, but it can't be moved"} {
 				if lines := f.lines(message); len(lines) != 1 || lines[0].ContextMap()["hint"] == nil {
 					t.Errorf("log: %v", f.logs.All())

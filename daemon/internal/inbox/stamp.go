@@ -16,7 +16,7 @@ import (
 type stamp struct {
 	kind         fs.FileMode // type bits
 	inode        uint64
-	size         int64
+	size         int64 // of a folder: of all files in it
 	mtime, ctime int64 // ns
 	tree         [sha256.Size]byte
 	locked       bool // git is at work in the folder
@@ -32,6 +32,7 @@ func stampOf(path string) (stamp, error) {
 	if !info.IsDir() {
 		return s, nil
 	}
+	s.size = 0
 	sum := sha256.New()
 	err = filepath.WalkDir(path, func(name string, d fs.DirEntry, err error) error {
 		if name == path && err == nil {
@@ -51,6 +52,9 @@ func stampOf(path string) (stamp, error) {
 			s.locked = true
 		}
 		i := stampInfo(info)
+		if i.kind.IsRegular() {
+			s.size += i.size
+		}
 		fmt.Fprintf(sum, "%q %o %d %d %d %d\n", name[len(path):], i.kind, i.inode, i.size, i.mtime, i.ctime)
 		return nil
 	})

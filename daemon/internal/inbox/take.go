@@ -101,18 +101,21 @@ func (b *Inbox) classify(name string, s stamp) (job.Recipe, error) {
 	if err != nil {
 		return "", &refusal{err}
 	}
-	if s.kind.IsDir() {
-		return "", refuse("Drop a single file.", "this version takes no folders")
-	}
 	if err := b.cfg.Check(recipe, filepath.Join(b.cfg.Dir, name)); err != nil {
-		var unreadable *fs.PathError
-		if errors.As(err, &unreadable) {
-			return "", fmt.Errorf("read the drop: %w", err)
-		}
-		return "", &refusal{err}
+		return "", unfit("read the drop", err)
 	}
 	b.did("checked")
 	return recipe, nil
+}
+
+// unfit makes an error of Check or Prepare a refusal, unless it says that
+// something could not be read.
+func unfit(what string, err error) error {
+	var unreadable *fs.PathError
+	if errors.As(err, &unreadable) {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return &refusal{err}
 }
 
 func special(kind fs.FileMode) string {
@@ -149,6 +152,13 @@ func (b *Inbox) record(ctx context.Context, name string, s stamp, recipe job.Rec
 		State: job.Queued, Created: now, Updated: now, Timeout: b.cfg.JobTimeout,
 		History: []job.Step{{Time: now, Event: job.Created, State: job.Queued}},
 	}
+	if s.kind.IsDir() {
+		j.Name = job.FolderName(name)
+	}
+	if err := b.cfg.Prepare(&j, filepath.Join(final, sourceDir)); err != nil {
+		return job.Job{}, errors.Join(unfit("prepare the job", err), os.RemoveAll(final))
+	}
+	b.did("prepared")
 	j, err := b.store.Create(ctx, j)
 	if err != nil {
 		err = fmt.Errorf("record the job: %w", err)
@@ -177,25 +187,13 @@ func (b *Inbox) copy(ctx context.Context, name string, s stamp, temp string) err
 		return fmt.Errorf("mark the copy: %w", err)
 	}
 	b.did("folder made")
-	from := filepath.Join(b.cfg.Dir, name)
-	// Neither a link that took its place is followed, nor a pipe waited for.
-	in, err := os.OpenFile(from, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
-		return errChanged
+	from, to := filepath.Join(b.cfg.Dir, name), filepath.Join(temp, sourceDir, name)
+	copyDrop := b.copyFile
+	if s.kind.IsDir() {
+		copyDrop = func(ctx context.Context, from, to string, _ stamp) error { return b.copyTree(ctx, from, to) }
 	}
-	if err != nil {
-		return fmt.Errorf("read the drop: %w", err)
-	}
-	defer in.Close()
-	info, err := in.Stat()
-	if err != nil {
-		return fmt.Errorf("read the drop: %w", err)
-	}
-	if stampInfo(info) != s {
-		return errChanged
-	}
-	if err := copyTo(ctx, filepath.Join(temp, sourceDir, name), in, s.size); err != nil {
-		return fmt.Errorf("copy the drop: %w", err)
+	if err := copyDrop(ctx, from, to, s); err != nil {
+		return err
 	}
 	b.did("copied")
 	for _, dir := range []string{filepath.Join(temp, sourceDir), temp} {
@@ -212,6 +210,30 @@ func (b *Inbox) copy(ctx context.Context, name string, s stamp, temp string) err
 		return errChanged
 	}
 	b.did("compared")
+	return nil
+}
+
+// copyFile makes a synced copy of a drop that is a file.
+func (b *Inbox) copyFile(ctx context.Context, from, to string, s stamp) error {
+	// Neither a link that took its place is followed, nor a pipe waited for.
+	in, err := os.OpenFile(from, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
+		return errChanged
+	}
+	if err != nil {
+		return fmt.Errorf("read the drop: %w", err)
+	}
+	defer in.Close()
+	info, err := in.Stat()
+	if err != nil {
+		return fmt.Errorf("read the drop: %w", err)
+	}
+	if stampInfo(info) != s {
+		return errChanged
+	}
+	if err := copyTo(ctx, to, in, s.size); err != nil {
+		return fmt.Errorf("copy the drop: %w", err)
+	}
 	return nil
 }
 

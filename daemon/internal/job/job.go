@@ -28,8 +28,25 @@ func NewID(now time.Time, random uint64) ID {
 // Recipe says how a job becomes a request.
 type Recipe string
 
-// RecipeScript runs a Bash script as it stands.
-const RecipeScript Recipe = "script"
+// The recipes.
+const (
+	RecipeScript Recipe = "script" // runs a Bash script as it stands
+	RecipeNixOS  Recipe = "nixos"  // makes an image of a NixOS configuration
+)
+
+// Inputs are what a job needs besides its request, as the recipe makes them
+// from the job's source.
+type Inputs struct {
+	SHA256 string `json:"sha256"`
+	Size   int64  `json:"size"`
+}
+
+// NixOS is what a job of [RecipeNixOS] is to make.
+type NixOS struct {
+	Format  string `json:"format"`
+	System  string `json:"system"`
+	Nixpkgs string `json:"nixpkgs"` // as it was asked for; what became of it is in the report
+}
 
 // MaxAttempts bounds how often a job runs when its VM dies under it.
 const MaxAttempts = 3
@@ -51,11 +68,14 @@ type Job struct {
 	Updated time.Time `json:"updated"`
 
 	Timeout time.Duration `json:"timeout"` // the job may run so long; 0 is no limit
+	Inputs  *Inputs       `json:"inputs,omitempty"`
+	NixOS   *NixOS        `json:"nixos,omitempty"`
 
 	Started   time.Time       `json:"started,omitzero"`
 	Artifacts []pipe.Artifact `json:"artifacts,omitempty"` // announced by the running attempt
 	Result    *pipe.Finished  `json:"result,omitempty"`
 	Image     string          `json:"image,omitempty"`  // the VM's image that ran it
+	Runner    string          `json:"runner,omitempty"` // its runner's version
 	Output    string          `json:"output,omitempty"` // the folder in output/, once published
 	// Acknowledged: the VM was told that it may forget the job, and said yes.
 	Acknowledged bool   `json:"acknowledged,omitempty"`
@@ -73,6 +93,15 @@ type Step struct {
 	State   State     `json:"state"`
 	Attempt int       `json:"attempt,omitempty"`
 	Reason  string    `json:"reason,omitempty"`
+}
+
+// System is the Nix system that a builder must build for to take the job;
+// empty if any will do.
+func (j Job) System() string {
+	if j.NixOS == nil {
+		return ""
+	}
+	return j.NixOS.System
 }
 
 // Settled reports that nothing is left to do for the job, here or in a VM.
@@ -121,6 +150,11 @@ func OutputName(drop string) string {
 	if i := strings.LastIndexByte(drop, '.'); i > 0 {
 		drop = drop[:i]
 	}
+	return FolderName(drop)
+}
+
+// FolderName does the same for a folder, whose name has no extension.
+func FolderName(drop string) string {
 	var b strings.Builder
 	for _, r := range drop {
 		switch {

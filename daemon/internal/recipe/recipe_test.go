@@ -27,12 +27,14 @@ func TestClassify(t *testing.T) {
 		{drop: "a b\n\"ü\".sh", recipe: job.RecipeScript},
 		{drop: "archive.tar.sh", recipe: job.RecipeScript},
 		{drop: "hello.SH", reason: "not in .sh"},
-		{drop: "host.nix", reason: "no .nix files"},
+		{drop: "host.nix", recipe: job.RecipeNixOS},
+		{drop: "host.Nix", reason: "not in .nix"},
 		{drop: "job.yaml", reason: "no .yaml files"},
-		{drop: "README", reason: "doesn't end in .sh"},
-		{drop: "hello.sh.txt", reason: "doesn't end in .sh"},
-		{drop: "flake", isDir: true, reason: "it is a folder"},
-		{drop: "folder.sh", isDir: true, reason: "it is a folder"},
+		{drop: "machine.tar.gz", reason: "an archive"},
+		{drop: "README", reason: "ends neither in .nix nor in .sh"},
+		{drop: "hello.sh.txt", reason: "ends neither in .nix nor in .sh"},
+		{drop: "machine", isDir: true, recipe: job.RecipeNixOS},
+		{drop: "folder.sh", isDir: true, recipe: job.RecipeNixOS},
 	}
 	for _, tt := range tests {
 		t.Run(tt.drop, func(t *testing.T) {

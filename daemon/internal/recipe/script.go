@@ -7,21 +7,18 @@ import (
 	"strings"
 )
 
+const writeHidden = "Write it under a hidden name, such as .job, and rename it when it is whole."
+
 // checkScript says what would keep a text from running as the Bash script that
 // its writer meant.
 func checkScript(text []byte) error {
 	first, _, _ := bytes.Cut(text, []byte("\n"))
-	switch {
-	case len(bytes.TrimSpace(text)) == 0:
-		return refuse("Write the script under a hidden name, such as .job, and rename it when it is whole.", "it is empty")
-	case bytes.HasPrefix(text, []byte("\xff\xfe")), bytes.HasPrefix(text, []byte("\xfe\xff")):
-		return refuse("Save it as UTF-8.", "line 1: it is UTF-16 text, which Bash can't read")
-	case bytes.HasPrefix(text, []byte("\xef\xbb\xbf")):
-		return refuse("Save it as UTF-8 without a byte order mark.", "line 1: it begins with a byte order mark, which Bash takes for a part of the first command")
+	if err := checkText(text, "Bash", writeHidden); err != nil {
+		return err
 	}
 	if i := bytes.IndexByte(text, 0); i >= 0 {
 		return refuse("Drop a Bash script; programs and archives can be downloaded by one.",
-			"line %d: it has a NUL byte, so it is no text", 1+bytes.Count(text[:i], []byte("\n")))
+			"line %d: it has a NUL byte, so it is no text", lineOf(text, i))
 	}
 	if n := bytes.Count(text, []byte("\n")); n > 0 && n == bytes.Count(text, []byte("\r\n")) {
 		return refuse(`Convert them, for example with: sed -i 's/\r$//' FILE`, "line 1: its lines end as on Windows (CRLF), and Bash takes the CR for a part of each command")

@@ -97,7 +97,7 @@ func writeRequest(ctx context.Context, c *sftp.Client, dir string, data []byte) 
 	return nil
 }
 
-// clean removes what a crash in the middle of Send left behind. If it can't,
+// clean removes what a crash in the middle of Send or Upload left behind. If it can't,
 // nothing depends on it.
 func (b *Builder) clean(ctx context.Context, l *link) {
 	err := l.do(ctx, "remove stale requests", func() error {
@@ -106,7 +106,8 @@ func (b *Builder) clean(ctx context.Context, l *link) {
 			return err
 		}
 		for _, info := range list {
-			if !strings.HasPrefix(info.Name(), tempPrefix) || time.Since(info.ModTime()) < staleAfter {
+			temporary := strings.HasPrefix(info.Name(), tempPrefix) || strings.HasPrefix(info.Name(), pipe.InputsTempPrefix)
+			if !temporary || time.Since(info.ModTime()) < staleAfter {
 				continue
 			}
 			if err := l.sftp.Remove(path.Join(b.cfg.Dir, info.Name())); err != nil {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 )
 
@@ -65,6 +66,7 @@ type sftpServer struct {
 	gone    <-chan struct{}
 	handles map[string]*handle
 	next    int
+	written int64 // by this session
 }
 
 type handle struct {
@@ -147,7 +149,7 @@ func (v *sftpServer) answer(kind byte, d *decoder) []byte {
 		return attrs(id, info, err)
 	case fxpSetstat:
 		name := d.string()
-		return status(id, setstat(d, func(m fs.FileMode) error { return os.Chmod(name, m) }))
+		return status(id, setstat(d, func(m fs.FileMode) error { return os.Chmod(name, m) }, func(n int64) error { return os.Truncate(name, n) }))
 	case fxpExtended:
 		return v.extended(id, d, faults)
 	}
@@ -169,13 +171,12 @@ func (v *sftpServer) answer(kind byte, d *decoder) []byte {
 			_, _ = h.file.WriteAt([]byte(data[:len(data)/2]), int64(offset))
 			return status(id, syscall.ENOSPC)
 		}
-		_, err := h.file.WriteAt([]byte(data), int64(offset))
-		return status(id, err)
+		return v.write(id, h, int64(offset), data, faults)
 	case fxpFstat:
 		info, err := h.file.Stat()
 		return attrs(id, info, err)
 	case fxpFsetstat:
-		return status(id, setstat(d, h.file.Chmod))
+		return status(id, setstat(d, h.file.Chmod, h.file.Truncate))
 	case fxpReaddir:
 		return v.readdir(id, h)
 	}
@@ -244,6 +245,33 @@ func (v *sftpServer) read(id uint32, h *handle, d *decoder, faults Faults) []byt
 	return encoder{fxpData}.uint32(id).string(string(buf[:n]))
 }
 
+func (v *sftpServer) write(id uint32, h *handle, offset int64, data string, faults Faults) []byte {
+	for base := filepath.Base(h.path); ; {
+		now, changed := v.s.now()
+		if now.StallWrite == "" || !strings.HasPrefix(base, now.StallWrite) {
+			break
+		}
+		select {
+		case <-changed:
+		case <-v.gone:
+			return nil
+		}
+	}
+	if faults.LoseWrites {
+		data = data[:max(0, min(int64(len(data)), 1000-offset))]
+	}
+	if limit := faults.CutWrites; limit > 0 {
+		if int64(len(data)) >= limit-v.written {
+			_, _ = h.file.WriteAt([]byte(data[:limit-v.written]), offset)
+			v.s.Cut()
+			return nil
+		}
+		v.written += int64(len(data))
+	}
+	_, err := h.file.WriteAt([]byte(data), offset)
+	return status(id, err)
+}
+
 func (v *sftpServer) readdir(id uint32, h *handle) []byte {
 	if h.listed {
 		return status(id, io.EOF)
@@ -285,12 +313,17 @@ func (v *sftpServer) extended(id uint32, d *decoder, faults Faults) []byte {
 	return encoder{fxpStatus}.uint32(id).uint32(fxUnsupported).string("unsupported").string("")
 }
 
-// setstat takes the mode out of a request's attributes and nothing else.
-func setstat(d *decoder, chmod func(fs.FileMode) error) error {
-	if flags := d.uint32(); flags != 4 { // SSH_FILEXFER_ATTR_PERMISSIONS
-		return errors.New("only modes can be set here")
+// setstat takes the size or the mode out of a request's attributes and nothing
+// else.
+func setstat(d *decoder, chmod func(fs.FileMode) error, truncate func(int64) error) error {
+	switch flags := d.uint32(); flags {
+	case 1: // SSH_FILEXFER_ATTR_SIZE
+		return truncate(int64(d.uint64()))
+	case 4: // SSH_FILEXFER_ATTR_PERMISSIONS
+		return chmod(fs.FileMode(d.uint32()).Perm())
+	default:
+		return errors.New("only sizes and modes can be set here")
 	}
-	return chmod(fs.FileMode(d.uint32()).Perm())
 }
 
 func status(id uint32, err error) []byte {

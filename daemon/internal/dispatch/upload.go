@@ -1,0 +1,70 @@
+package dispatch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"osbuilder/daemon/internal/job"
+)
+
+// upload sees to it that the inputs of a claimed job are in its VM. It reports
+// true while they are not: then the request has to wait.
+func (d *Dispatcher) upload(work context.Context, name string, w *worker, f *flight) bool {
+	here := delivered{name, f.job.Attempt}
+	if f.job.Inputs == nil || f.uploaded == here {
+		return false
+	}
+	if f.uploading || d.cfg.Now().Before(f.notBefore) {
+		return true
+	}
+	f.uploading = true
+	j, fresh := f.job, f.fresh
+	d.begin(work, func(ctx context.Context) error {
+		return w.builder.Upload(ctx, j.Inputs.SHA256, j.Inputs.Size, fresh, func(to io.Writer) error { return d.cfg.Inputs(j, to) })
+	}, func(ctx context.Context, err error) error {
+		f.uploading = false
+		switch {
+		case f.job.Attempt != here.attempt || f.job.Builder != here.builder || f.job.State != job.Sending:
+			return nil // it went on without them
+		case err == nil:
+			f.uploaded, f.fresh = here, false
+			return nil
+		case errors.Is(err, ErrSource):
+			return d.fail(ctx, w, f, err.Error())
+		}
+		d.cfg.Log.Warn("inputs not uploaded, trying again", zap.String("builder", name),
+			zap.String("job", f.job.Name), zap.String("id", string(f.job.ID)), zap.Error(err))
+		f.notBefore = d.cfg.Now().Add(d.cfg.RetryAfter)
+		return nil
+	})
+	return true
+}
+
+// buildsFor reports whether a builder takes jobs for a Nix system. Empty is
+// any.
+func (w *worker) buildsFor(system string) bool {
+	return system == "" || slices.Contains(w.hello.Systems, system)
+}
+
+// unbuildable says why no builder takes jobs for a system: all have said what
+// they build for. While one has not, or one can, it is empty.
+func (d *Dispatcher) unbuildable(system string) string {
+	if system == "" || len(d.workers) == 0 {
+		return ""
+	}
+	var have []string
+	for _, name := range d.builderNames() {
+		w := d.workers[name]
+		if w.hello == nil || w.buildsFor(system) {
+			return ""
+		}
+		have = append(have, fmt.Sprintf("%s builds for %s", name, strings.Join(w.hello.Systems, ", ")))
+	}
+	return fmt.Sprintf("no builder for %s: %s; set SYSTEM to one of these, or use a VM that emulates it", system, strings.Join(have, "; "))
+}

@@ -1,0 +1,149 @@
+package inbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"osbuilder/daemon/internal/disk"
+)
+
+// Bounds of a folder that is dropped: far above any configuration, below what
+// would fill the disks on the way.
+const (
+	maxTreeBytes   = 2 << 30
+	maxTreeEntries = 100_000
+	maxTreeDepth   = 64
+)
+
+// copyTree makes a synced copy of a folder: files with their executable bit,
+// folders, and links that stay within it. Everything else is refused. While it
+// copies, nothing outside the folder is opened, whatever anybody puts in the
+// place of a part of it.
+func (b *Inbox) copyTree(ctx context.Context, from, to string) error {
+	source, err := os.OpenRoot(from)
+	if err != nil {
+		if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+			return errChanged
+		}
+		return fmt.Errorf("read the drop: %w", err)
+	}
+	defer func() { _ = source.Close() }() // nothing is written by it
+	var entries int
+	var bytes int64
+	err = fs.WalkDir(source.FS(), ".", func(name string, d fs.DirEntry, err error) error {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			return gone(err)
+		}
+		if entries++; entries > maxTreeEntries {
+			return refuse("Leave out what the job doesn't need.", "it holds more than %d files and folders", maxTreeEntries)
+		}
+		if strings.Count(name, "/") >= maxTreeDepth {
+			return refuse("Make it flatter.", "its folders are more than %d deep", maxTreeDepth)
+		}
+		info, err := d.Info()
+		if err != nil {
+			return gone(err)
+		}
+		target := filepath.Join(to, filepath.FromSlash(name))
+		switch mode := info.Mode(); {
+		case mode.IsDir():
+			return os.Mkdir(target, 0o700)
+		case mode&fs.ModeSymlink != 0:
+			return copyLink(source, name, target)
+		case !mode.IsRegular():
+			return refuse("Remove it.", "%s in it is neither a file nor a folder, but a %s", quote(name), special(mode))
+		}
+		if bytes += info.Size(); bytes > maxTreeBytes {
+			return refuse("Leave out what the job doesn't need, or let it download the rest.", "it has more than %s", disk.Size(maxTreeBytes))
+		}
+		return copyMember(ctx, source, name, info, target)
+	})
+	if err != nil {
+		return err
+	}
+	return syncFolders(to)
+}
+
+// gone makes a part that went away while the folder was copied a change.
+func gone(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return errChanged
+	}
+	return fmt.Errorf("read the drop: %w", err)
+}
+
+func copyMember(ctx context.Context, source *os.Root, name string, info fs.FileInfo, target string) error {
+	in, err := source.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
+		return errChanged
+	}
+	if err != nil {
+		return gone(err)
+	}
+	defer in.Close()
+	now, err := in.Stat()
+	if err != nil {
+		return gone(err)
+	}
+	if stampInfo(now) != stampInfo(info) {
+		return errChanged
+	}
+	if err := copyTo(ctx, target, in, info.Size()); err != nil {
+		return fmt.Errorf("copy the drop: %w", err)
+	}
+	if info.Mode()&0o100 != 0 {
+		return os.Chmod(target, 0o700)
+	}
+	return nil
+}
+
+// copyLink copies a link that stays in the folder. It goes up first and then
+// down, if at all: going up behind a name, it could leave by another link.
+func copyLink(source *os.Root, name, target string) error {
+	to, err := source.Readlink(name)
+	if err != nil {
+		return gone(err)
+	}
+	climbing := true
+	for part := range strings.SplitSeq(to, "/") {
+		switch {
+		case part != "..":
+			climbing = climbing && part == "."
+		case !climbing:
+			return refuse("Write its target without `..` behind a name.", "the link %s in it leads to %s, which may be outside", quote(name), quote(to))
+		}
+	}
+	if path.IsAbs(to) || !filepath.IsLocal(path.Join(path.Dir(name), to)) {
+		advice := "Put what it leads to in its place, or remove it."
+		if strings.HasPrefix(to, "/nix/store/") {
+			advice = "It is left over from a build: remove it."
+		}
+		return refuse(advice, "the link %s in it leads out of the folder, to %s", quote(name), quote(to))
+	}
+	return os.Symlink(to, target)
+}
+
+// syncFolders makes the names in a folder and below last.
+func syncFolders(dir string) error {
+	err := filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return err
+		}
+		return disk.SyncDir(name)
+	})
+	if err != nil {
+		return fmt.Errorf("sync the copy: %w", err)
+	}
+	return nil
+}

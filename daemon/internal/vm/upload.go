@@ -1,0 +1,212 @@
+package vm
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"sync"
+	"time"
+
+	"github.com/pkg/sftp"
+	"golang.org/x/crypto/ssh"
+
+	"osbuilder/pipe"
+)
+
+// Upload puts a job's inputs, size bytes that write writes, where the runner
+// looks for those of that SHA-256: under a temporary name, synced, checked
+// for its size, then renamed. What is there already is not written again, and
+// an upload that broke off goes on where it stopped, unless fresh is set:
+// then all begins anew, because the runner found other bytes than it should.
+//
+// write must write the same bytes each time that it is called. Upload returns
+// soon after ctx ends; write then gets an error from its writer. After an
+// error, Upload may be called again.
+func (b *Builder) Upload(ctx context.Context, sha256 string, size int64, fresh bool, write func(io.Writer) error) error {
+	what := "upload inputs-" + sha256
+	l, err := b.connected()
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	if !l.begin() {
+		return l.down(what)
+	}
+	u := &upload{
+		size: size, fresh: fresh, write: write, progress: make(chan struct{}, 1), stop: make(chan struct{}),
+		name: path.Join(b.cfg.Dir, pipe.InputsFile(sha256)), temp: path.Join(b.cfg.Dir, pipe.InputsTempPrefix+sha256),
+	}
+	defer sync.OnceFunc(func() { close(u.stop) })()
+	result := make(chan error, 1)
+	opened := make(chan *sftp.Client, 1)
+	go func() {
+		defer l.wg.Done()
+		// A session of its own, as for downloads: events must not wait.
+		c, err := newSFTP(l.ssh)
+		var refused *ssh.OpenChannelError
+		switch {
+		case err == nil:
+			opened <- c
+			err = u.run(c)
+			l.start(func() { _ = c.Close() }) // waits for the server
+		case errors.As(err, &refused): // the server allows few sessions
+			err = u.run(l.sftp)
+		}
+		result <- err
+	}()
+	stall := time.NewTimer(l.t.Stall)
+	defer stall.Stop()
+	for {
+		select {
+		case err := <-result:
+			return l.explain(what, err)
+		case <-u.progress:
+			stall.Reset(l.t.Stall)
+			continue
+		case <-l.done:
+			return l.down(what)
+		case <-ctx.Done():
+			err = context.Cause(ctx)
+		case <-stall.C:
+			err = fmt.Errorf("%w: no byte taken for %s", ErrStalled, l.t.Stall)
+		}
+		// Ends the write that is under way, if the server still answers; else it ends with the link.
+		select {
+		case c := <-opened:
+			l.start(func() { _ = c.Close() })
+		default:
+		}
+		return fmt.Errorf("%s: %w", what, err)
+	}
+}
+
+// An upload is one call of Upload, as its goroutine sees it.
+type upload struct {
+	name, temp string
+	size       int64
+	fresh      bool
+	write      func(io.Writer) error
+	progress   chan struct{}
+	stop       chan struct{} // closed when nobody waits any more
+}
+
+func (u *upload) run(c *sftp.Client) error {
+	if u.fresh {
+		for _, name := range []string{u.name, u.temp} {
+			if err := c.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("remove %s: %w", name, err)
+			}
+		}
+	}
+	if info, err := c.Lstat(u.name); err == nil && info.Mode().IsRegular() && info.Size() == u.size {
+		return nil // it came before; whether it is right is for the runner to say
+	}
+	if err := u.fill(c); err != nil {
+		return err
+	}
+	select {
+	case <-u.stop:
+		return errShut
+	default:
+	}
+	if err := c.PosixRename(u.temp, u.name); err != nil {
+		return fmt.Errorf("rename %s: %w", u.temp, err)
+	}
+	return nil
+}
+
+// fill writes what the temporary file lacks.
+func (u *upload) fill(c *sftp.Client) error {
+	f, err := c.OpenFile(u.temp, os.O_WRONLY|os.O_CREATE)
+	if err != nil {
+		return fmt.Errorf("create %s: %w", u.temp, err)
+	}
+	closed := false
+	defer func() {
+		if !closed {
+			_ = f.Close()
+		}
+	}()
+	info, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("look at %s: %w", u.temp, err)
+	}
+	have := info.Size()
+	if have > u.size {
+		have = 0
+		if err := f.Truncate(0); err != nil {
+			return fmt.Errorf("empty %s: %w", u.temp, err)
+		}
+	}
+	if _, err := f.Seek(have, io.SeekStart); err != nil {
+		return fmt.Errorf("go on in %s: %w", u.temp, err)
+	}
+	// One write at a time: with several at once, a broken one leaves a hole
+	// before the others, and the size would not say how much there is.
+	out := bufio.NewWriterSize(u.guard(f), maxPacket)
+	if err := u.write(&skipper{w: out, skip: have}); err != nil {
+		return err
+	}
+	if err := out.Flush(); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("sync %s: %w", u.temp, err)
+	}
+	if info, err = f.Stat(); err != nil {
+		return fmt.Errorf("look at %s: %w", u.temp, err)
+	}
+	if info.Size() != u.size {
+		return fmt.Errorf("%w: %s has %d bytes, want %d", ErrShort, u.temp, info.Size(), u.size)
+	}
+	closed = true
+	if err := f.Close(); err != nil {
+		return fmt.Errorf("close %s: %w", u.temp, err)
+	}
+	return nil
+}
+
+// guard passes writes on until nobody waits for them, and says that they are
+// made.
+func (u *upload) guard(f *sftp.File) io.Writer {
+	return writerFunc(func(p []byte) (int, error) {
+		select {
+		case <-u.stop:
+			return 0, errShut
+		default:
+		}
+		n, err := f.Write(p)
+		select {
+		case u.progress <- struct{}{}:
+		default:
+		}
+		if err != nil {
+			err = fmt.Errorf("write %s: %w", u.temp, err)
+		}
+		return n, err
+	})
+}
+
+type writerFunc func(p []byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// A skipper drops the first bytes: those that are there.
+type skipper struct {
+	w    io.Writer
+	skip int64
+}
+
+func (s *skipper) Write(p []byte) (int, error) {
+	n := int(min(s.skip, int64(len(p))))
+	s.skip -= int64(n)
+	if n == len(p) {
+		return n, nil
+	}
+	k, err := s.w.Write(p[n:])
+	return n + k, err
+}
