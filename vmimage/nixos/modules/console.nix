@@ -1,0 +1,62 @@
+# The serial console tells; nobody can type anything into it that matters.
+{
+  lib,
+  options,
+  pkgs,
+  ...
+}:
+let
+  serial = if pkgs.stdenv.hostPlatform.isAarch64 then "ttyAMA0" else "ttyS0";
+in
+{
+  boot.kernelParams = [
+    "console=tty0"
+    "console=${serial},115200n8" # the last one is /dev/console
+    "panic=10"
+    # A stage 1 that fails ends in a restart, not in a question. Both kinds of stage 1 know this one.
+    "boot.panic_on_fail"
+  ];
+  # The ISO module opens a root shell if stage 1 fails.
+  boot.initrd.systemd.emergencyAccess = lib.mkForce false;
+  boot.initrd.systemd.suppressedUnits = [
+    "emergency.service"
+    "rescue.service"
+    "rescue.target"
+    "systemd-ask-password-console.service"
+    "systemd-ask-password-console.path"
+  ];
+  systemd.enableEmergencyMode = false;
+  systemd.suppressedSystemUnits = [
+    "rescue.service"
+    "rescue.target"
+    "debug-shell.service"
+    "systemd-ask-password-console.service"
+    "systemd-ask-password-console.path"
+    "systemd-ask-password-wall.service"
+    "systemd-ask-password-wall.path"
+  ];
+
+  # No login. autovt@ is an alias of getty@, and getty.target wants it for tty1.
+  systemd.targets.getty.enable = false;
+  systemd.services = {
+    "getty@".enable = false;
+    "serial-getty@".enable = false;
+    "container-getty@".enable = false;
+    "autovt@".enable = false;
+    console-getty.enable = false;
+  };
+  services.logind =
+    if options.services.logind ? settings then
+      { settings.Login.NAutoVTs = 0; }
+    else
+      { extraConfig = "NAutoVTs=0"; };
+
+  # The log lives in memory; what is an error is also on the console, where a VM out of reach can still be read.
+  services.journald.extraConfig = ''
+    Storage=volatile
+    RuntimeMaxUse=64M
+    Audit=no
+    ForwardToConsole=yes
+    MaxLevelConsole=err
+  '';
+}
