@@ -18,10 +18,9 @@ let
     else
       throw "${toString file} is missing: run scripts/programs.sh, which builds the VM's own programs";
   programs = pkgs.runCommand "osbuilder-programs" { preferLocalBuild = true; } (
-    lib.concatMapStringsSep "\n" program [
-      "pipe-runner"
-      "image-build"
-    ]
+    lib.concatMapStringsSep "\n" program (
+      [ "pipe-runner" ] ++ lib.optional (builtins.pathExists (folder + "/image-build")) "image-build"
+    )
   );
 in
 {

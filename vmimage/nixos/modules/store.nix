@@ -55,10 +55,8 @@
       # A check of a large damaged disk takes its time.
       TimeoutStartSec = "infinity";
       TimeoutStopSec = 60;
-      # The console shows notice and above.
-      SyslogLevel = "notice";
-      StandardOutput = "journal+console";
-      StandardError = "journal+console";
+      StandardOutput = "tty";
+      StandardError = "inherit";
     };
   };
   services.fstrim.enable = lib.mkDefault false; # mounted with discard
