@@ -12,6 +12,7 @@ image_here() { docker image inspect "$1" >/dev/null 2>&1; }
 # has answered, the pull may take its time.
 pull() {
   local log=$LOGS/pull.log pid waited=0 said=
+  : >"$log"
   docker pull "$1" >"$log" 2>&1 </dev/null &
   pid=$!
   while kill -0 "$pid" 2>/dev/null && ! grep -q 'Pulling from' "$log"; do
