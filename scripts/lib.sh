@@ -55,7 +55,8 @@ heartbeat() {
   exec 9<>"$fifo"
   rm -f "$fifo"
   while ! read -r -t 30 <&9 && kill -0 $$ 2>/dev/null; do
-    last=$(tail -n 1 "$1" 2>/dev/null | tr -cd '[:print:]' | cut -c 1-90)
+    # Compose begins a line with a control code.
+    last=$(tail -n 1 "$1" 2>/dev/null | sed "s/$(printf '\033')\[[0-9]*K//g" | tr -cd '[:print:]' | cut -c 1-90)
     note "$(($(date +%s) - $2)) s so far: $last"
   done
 }

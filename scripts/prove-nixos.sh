@@ -190,7 +190,7 @@ write_report() {
     say ""
     say "| | |"
     say "|---|---|"
-    say "| machine | $WORLD_CORES cores, $((WORLD_MEMORY / 1024)) GiB available, engine $WORLD_ENGINE, $(compose --ansi never logs --no-color --no-log-prefix vm 2>/dev/null | grep -a '^KVM: ' | head -n 1 | printable) |"
+    say "| machine | $WORLD_CORES cores, $((WORLD_MEMORY / 1024)) GiB available, engine $WORLD_ENGINE, $(compose --ansi never logs --no-color --no-log-prefix vm 2>/dev/null | printable | grep '^KVM: ' | head -n 1) |"
     say "| the VM's ISO made | $(seconds_of vmimage), sha256 $(in_volume cut -d' ' -f1 /storage/boot.iso.sha256) |"
     say "| VM up and \`$JOB\` built | $(seconds_of job) |"
     say "| its image | $(basename "$image"), $(human_size "$(wc -c <"$image" | tr -d ' ')"), sha256 $(sha256 "$image") |"
@@ -216,7 +216,6 @@ write_report() {
     say ""
     say '```json'
     cat "$FOLDER/output/$NAME/latest/result.json"
-    say ""
     say '```'
     say ""
     say "## The console's end"
@@ -268,6 +267,11 @@ fi
 write_report
 FINISHED=yes
 step down "Removing the installation of the proof" compose down --volumes --timeout 100
+docker image rm "$PROJECT/sidecar" "$PROJECT/vmimage-$FLAVOUR" "$PROJECT/qemu" >/dev/null 2>&1 || true
 rm -rf "$FOLDER"
 say ""
-say "Proved. The report: $REPORT. Commit it, then the README may say so."
+if [ "$FLAVOUR" = nixos ]; then
+  say "Proved. The report: $REPORT. Commit it, then the README may say so."
+else
+  say "The script works with the $FLAVOUR VM; of NixOS it has proved nothing. The report: $REPORT"
+fi

@@ -89,6 +89,8 @@ ENV
   PROJECT_ENV=(--env-file "$OWN/test.env")
 }
 
+build_maker() { VM_FLAVOUR=nixos compose --progress plain build vmimage; }
+
 # own_world: no setting of an installation in this folder may leak into the test's.
 own_world() {
   local name
@@ -155,6 +157,7 @@ note_others
 write_settings
 BUILT=yes
 step images "Building the sidecar, the VM's boot image and its container" compose --progress plain build || BUILT=no
+step maker "Building the container that makes the NixOS VM's image, with Debian's Nix" build_maker || BUILT=no
 say "==> Waiting for lint and unit tests"
 wait "$CHECKS"
 CHECKS=

@@ -60,7 +60,7 @@ func dump(file string) error {
 		return err
 	}
 	defer out.Close()
-	cmd := exec.Command("nix-store", "--dump-db")
+	cmd := nixStore("--dump-db")
 	cmd.Stdout, cmd.Stderr = out, os.Stderr
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("nix-store --dump-db: %w", err)
@@ -75,10 +75,17 @@ func register(file string) error {
 		return err
 	}
 	defer in.Close()
-	cmd := exec.Command("nix-store", "--load-db")
+	cmd := nixStore("--load-db")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, os.Stdout, os.Stderr
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("nix-store --load-db: %w", err)
 	}
 	return nil
+}
+
+// nixStore is for root alone in a container: there are no build users.
+func nixStore(args ...string) *exec.Cmd {
+	cmd := exec.Command("nix-store", args...)
+	cmd.Env = append(os.Environ(), "NIX_CONFIG=build-users-group =")
+	return cmd
 }

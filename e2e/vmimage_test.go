@@ -1,0 +1,316 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A maker is an installation of its own of which only the service vmimage is
+// started, in the flavour that makes its image by itself: the committed
+// service, with its rights and mounts, a real Nix, and a nixpkgs of a few lines
+// in place of the real one.
+type maker struct {
+	p       project
+	dir     string
+	storage string // where vm-storage lies, if it is a folder of the host
+
+	// Of the next run.
+	environment map[string]string
+	volumes     []string // further mounts
+	noNetwork   bool
+}
+
+const fixtureTree = "/given/nixpkgs"
+
+// newMaker makes the installation. A size makes its storage a file system of
+// that size.
+func newMaker(t *testing.T, size string) *maker {
+	t.Helper()
+	name := filepath.Base(installation.dir) + "-" + strings.ToLower(strings.TrimPrefix(t.Name(), "Test"))
+	m := &maker{p: *installation, dir: t.TempDir()}
+	m.p.env = append(append([]string{}, m.p.env...), "COMPOSE_PROJECT_NAME="+name, "VM_FLAVOUR=nixos", "VM_NIXPKGS="+fixtureTree,
+		// Without one Nix would ask the public one again and again.
+		"VM_NIX_CONF=substituters =")
+	m.environment = map[string]string{"DISK_NEEDED": "1"}
+	storage := map[string]string{"type": "tmpfs", "device": "tmpfs", "o": "size=" + size}
+	if size == "" {
+		m.storage = filepath.Join(m.dir, "storage")
+		for _, dir := range []string{m.storage, filepath.Join(m.dir, "given")} {
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		storage = map[string]string{"type": "none", "device": m.storage, "o": "bind"}
+	}
+	m.write(t, "storage.json", map[string]any{"volumes": map[string]any{"vm-storage": map[string]any{"driver_opts": storage}}})
+	files := strings.Split(m.files(t), ":")
+	m.p.env = append(m.p.env, "COMPOSE_FILE="+strings.Join(append(files, filepath.Join(m.dir, "storage.json"), filepath.Join(m.dir, "run.json")), ":"))
+	t.Cleanup(func() {
+		m.override(t)
+		out, err := m.p.command(t.Context(), "down", "--volumes", "--timeout", "1").CombinedOutput()
+		if err != nil {
+			t.Errorf("remove %s: %v\n%s", name, err, out)
+		}
+	})
+	return m
+}
+
+// files are the Compose files that the env file of `make test` names.
+func (m *maker) files(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile(m.p.compose[len(m.p.compose)-1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if files, ok := strings.CutPrefix(strings.TrimSpace(line), "COMPOSE_FILE="); ok {
+			return files
+		}
+	}
+	t.Fatal("no COMPOSE_FILE in the env file")
+	return ""
+}
+
+func (m *maker) write(t *testing.T, name string, value any) {
+	t.Helper()
+	data, err := json.Marshal(value)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(m.dir, name), data, 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (m *maker) override(t *testing.T) {
+	t.Helper()
+	service := map[string]any{
+		"environment": m.environment,
+		"volumes": append([]string{
+			filepath.Join(m.p.root, "e2e", "testdata", "vmnixpkgs") + ":" + fixtureTree + ":ro",
+		}, m.volumes...),
+	}
+	if m.noNetwork {
+		service["network_mode"] = "none"
+	}
+	m.write(t, "run.json", map[string]any{"services": map[string]any{"vmimage": service}})
+}
+
+// run starts the service and returns what it said and its exit code. At each
+// line, what is to happen then happens, if anything.
+func (m *maker) run(t *testing.T, at func(line, container string), more ...string) (string, int) {
+	t.Helper()
+	m.override(t)
+	cmd := m.p.command(t.Context(), "--ansi", "never", "up", "--no-build", "--force-recreate", "--no-log-prefix", "--exit-code-from", "vmimage", "vmimage")
+	cmd.Env = append(cmd.Env, more...)
+	r, w := io.Pipe()
+	cmd.Stdout, cmd.Stderr = w, w
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		err := cmd.Wait()
+		w.Close()
+		ended <- err
+	}()
+	var said strings.Builder
+	for lines := bufio.NewScanner(r); lines.Scan(); {
+		said.WriteString(lines.Text() + "\n")
+		if at != nil {
+			at(lines.Text(), m.p.container(t, "vmimage"))
+		}
+	}
+	if err := <-ended; err != nil {
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) {
+			t.Fatal(err)
+		}
+		return said.String(), exit.ExitCode()
+	}
+	return said.String(), 0
+}
+
+// image reads the ISO that is in the storage; nil if there is none.
+func (m *maker) image(t *testing.T) []byte {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(m.storage, "boot.iso"))
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	return data
+}
+
+// says holds what was said and the exit code against what is expected.
+func says(t *testing.T, said string, code, want int, parts ...string) {
+	t.Helper()
+	if code != want {
+		t.Errorf("exit code %d, want %d", code, want)
+	}
+	for _, part := range parts {
+		if !strings.Contains(said, part) {
+			t.Errorf("it does not say %q", part)
+		}
+	}
+	if t.Failed() {
+		t.Fatalf("it said:\n%s", said)
+	}
+}
+
+// It is made once, and made anew when what it is made from has changed.
+func TestVMImageIsMade(t *testing.T) {
+	m := newMaker(t, "")
+	said, code := m.run(t, nil)
+	says(t, said, code, 0, "step 1 of 5", "step 2 of 5", "step 3 of 5", "step 4 of 5", "step 5 of 5", "FIXTURE is being built", "was put into its storage")
+	first := m.image(t)
+	if !bytes.Contains(first, []byte("CD001 FIXTURE")) {
+		t.Fatal("what is in the storage is not what was built")
+	}
+	if pins, err := filepath.Glob(filepath.Join(m.storage, "nixpkgs", "*.json")); err != nil || len(pins) != 1 {
+		t.Errorf("which nixpkgs it was is not kept: %v, %v", pins, err)
+	}
+
+	said, code = m.run(t, nil)
+	says(t, said, code, 0, "is up to date")
+	if strings.Contains(said, "step") {
+		t.Errorf("it was made again:\n%s", said)
+	}
+
+	changed := filepath.Join(m.dir, "configuration.nix")
+	if err := os.WriteFile(changed, []byte("{ } # another one\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	m.volumes = []string{changed + ":/osbuilder/nixos/configuration.nix:ro"}
+	said, code = m.run(t, nil)
+	says(t, said, code, 0, "step 2 of 5", "was replaced", "docker compose restart vm")
+	if second := m.image(t); !bytes.Contains(second, []byte("another one")) {
+		t.Error("the new ISO is not of the new sources")
+	}
+
+	given := filepath.Join(m.dir, "given.iso")
+	if err := os.WriteFile(given, append(make([]byte, 32769), "CD001 given"...), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"is taken; none is made", "is in place"} {
+		said, code = m.run(t, nil, "BOOT_ISO="+given)
+		says(t, said, code, 0, want)
+		if got := m.image(t); !bytes.HasSuffix(got, []byte("CD001 given")) || strings.Contains(said, "step") {
+			t.Fatalf("the given ISO is not what is there; it said:\n%s", said)
+		}
+	}
+	said, code = m.run(t, nil)
+	says(t, said, code, 0, "was replaced")
+}
+
+// Killed at any point the old image stays, and the next run makes the new one.
+func TestVMImageInterrupted(t *testing.T) {
+	m := newMaker(t, "")
+	said, code := m.run(t, nil)
+	says(t, said, code, 0, "was put into its storage")
+	old := m.image(t)
+
+	changed := filepath.Join(m.dir, "configuration.nix")
+	if err := os.WriteFile(changed, []byte("{ } # another one\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	wait := filepath.Join(m.dir, "given", "wait")
+	if err := os.WriteFile(wait, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	withWait := []string{changed + ":/osbuilder/nixos/configuration.nix:ro", wait + ":/given/wait:ro"}
+	for _, c := range []struct {
+		at      string
+		kill    []string
+		volumes []string
+	}{
+		{"step 1 of 5", []string{"kill", "--signal", "KILL"}, withWait[:1]},
+		{"step 3 of 5", []string{"kill", "--signal", "KILL"}, withWait[:1]},
+		{"FIXTURE waits", []string{"kill", "--signal", "KILL"}, withWait},
+		{"FIXTURE waits", []string{"stop", "--time", "20"}, withWait},
+		{"step 5 of 5", []string{"kill", "--signal", "KILL"}, withWait[:1]},
+	} {
+		m.volumes = c.volumes
+		done := false
+		start := time.Now()
+		said, code := m.run(t, func(line, container string) {
+			if !done && strings.Contains(line, c.at) {
+				done = true
+				start = time.Now()
+				// It may have ended by itself between the line and this.
+				_ = exec.CommandContext(t.Context(), "docker", append(append([]string{}, c.kill...), container)...).Run()
+			}
+		})
+		if !done {
+			t.Fatalf("it never said %q:\n%s", c.at, said)
+		}
+		if got := m.image(t); !bytes.Equal(got, old) && !(code == 0 || bytes.Contains(got, []byte("another one"))) {
+			t.Fatalf("%s at %q: what is there is neither the old image nor the new one:\n%s", c.kill[0], c.at, said)
+		}
+		if c.at == "FIXTURE waits" {
+			if !bytes.Equal(m.image(t), old) || code == 0 {
+				t.Errorf("%s at %q: exit code %d, and the image changed: %v", c.kill[0], c.at, code, !bytes.Equal(m.image(t), old))
+			}
+			if c.kill[0] == "stop" {
+				says(t, said, 1, 1, "interrupted; the ISO in the storage is as it was")
+				if took := time.Since(start); took > 15*time.Second {
+					t.Errorf("stopping took %s", took)
+				}
+			}
+		}
+	}
+	m.volumes = withWait[:1]
+	said, code = m.run(t, nil)
+	if code != 0 || !bytes.Contains(m.image(t), []byte("another one")) {
+		t.Fatalf("exit code %d:\n%s", code, said)
+	}
+	entries, err := os.ReadDir(m.storage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), ".") || strings.HasSuffix(e.Name(), ".new") {
+			t.Errorf("left over: %s", e.Name())
+		}
+	}
+}
+
+// Without a network: said plainly, with what to do. If there is an image, that
+// one is kept, and the VM may start.
+func TestVMImageWithoutNetwork(t *testing.T) {
+	m := newMaker(t, "")
+	m.noNetwork = true
+	said, code := m.run(t, nil, "VM_NIXPKGS=nixos-26.05")
+	says(t, said, code, 1, "VM_FLAVOUR=debian", "the VM's ISO was not made (network)")
+
+	said, code = m.run(t, nil)
+	says(t, said, code, 0, "was put into its storage")
+	before := m.image(t)
+	said, code = m.run(t, nil, "VM_NIXPKGS=nixos-26.05")
+	says(t, said, code, 0, "warning: the VM's ISO was not made anew", "VM_FLAVOUR=debian")
+	if !bytes.Equal(before, m.image(t)) {
+		t.Error("the image that was there was not kept")
+	}
+}
+
+// A disk without room: figures before anything is made, and no half image
+// where it fills up all the same.
+func TestVMImageWithoutRoom(t *testing.T) {
+	m := newMaker(t, "2m")
+	m.environment["DISK_NEEDED"] = "99999999"
+	said, code := m.run(t, nil)
+	says(t, said, code, 1, "needed, by estimate: 99999999 MiB", "VM_FLAVOUR=debian", "there is not enough room")
+	m.environment["DISK_NEEDED"] = "0"
+	said, code = m.run(t, nil)
+	says(t, said, code, 1, "the VM's ISO was not made")
+}
