@@ -13,18 +13,29 @@ in
     "console=tty0"
     "console=${serial},115200n8" # the last one is /dev/console
     "panic=10"
-    # A stage 1 that fails ends in a restart, not in a question. Both kinds of stage 1 know this one.
+    # A stage 1 that fails ends in a restart, not in a question. Both kinds of stage 1 know this one; it goes before
+    # boot.shell_on_fail, which the ISO module sets for the older kind.
     "boot.panic_on_fail"
   ];
-  # The ISO module opens a root shell if stage 1 fails.
-  boot.initrd.systemd.emergencyAccess = lib.mkForce false;
-  boot.initrd.systemd.suppressedUnits = [
-    "emergency.service"
-    "rescue.service"
-    "rescue.target"
-    "systemd-ask-password-console.service"
-    "systemd-ask-password-console.path"
-  ];
+  boot.initrd.systemd = {
+    # The ISO module opens a root shell if stage 1 fails.
+    emergencyAccess = lib.mkForce false;
+    # In place of sulogin. It must be there: emergency.target, which sets off the panic, requires it.
+    services.emergency.serviceConfig = {
+      ExecStart = [
+        ""
+        "/bin/echo osbuilder: stage 1 of the boot failed: starting again"
+      ];
+      StandardInput = "null";
+      StandardOutput = "tty";
+    };
+    suppressedUnits = [
+      "rescue.service"
+      "rescue.target"
+      "systemd-ask-password-console.service"
+      "systemd-ask-password-console.path"
+    ];
+  };
   systemd.enableEmergencyMode = false;
   systemd.suppressedSystemUnits = [
     "rescue.service"
@@ -45,15 +56,30 @@ in
     "autovt@".enable = false;
     console-getty.enable = false;
   };
+  # These would add a login, or a way in that is not the one of ssh.nix.
+  systemd.generators = {
+    systemd-getty-generator = "/dev/null";
+    systemd-ssh-generator = "/dev/null";
+  };
   services.logind =
     if options.services.logind ? settings then
-      { settings.Login.NAutoVTs = 0; }
+      {
+        settings.Login = {
+          NAutoVTs = 0;
+          ReserveVT = 0;
+        };
+      }
     else
-      { extraConfig = "NAutoVTs=0"; };
+      {
+        extraConfig = ''
+          NAutoVTs=0
+          ReserveVT=0
+        '';
+      };
 
   # The log lives in memory; what is an error is also on the console, where a VM out of reach can still be read.
+  services.journald.storage = "volatile";
   services.journald.extraConfig = ''
-    Storage=volatile
     RuntimeMaxUse=64M
     Audit=no
     ForwardToConsole=yes

@@ -8,8 +8,11 @@ in
 {
   documentation = {
     enable = false;
-    nixos.enable = false;
+    # Each of them goes by a switch of its own, too.
+    doc.enable = false;
+    info.enable = false;
     man.enable = false;
+    nixos.enable = false;
   };
   environment.defaultPackages = lib.mkForce [ ];
   environment.stub-ld.enable = false;

@@ -1,14 +1,9 @@
 # Nix: jobs use it through its daemon, as users that it does not trust.
-{
-  config,
-  lib,
-  ...
-}:
+{ config, lib, ... }:
 {
   nix = {
     channel.enable = false; # jobs name their nixpkgs
     settings = {
-      trusted-users = [ "root" ];
       allowed-users = [
         "root"
         "builder"
@@ -44,8 +39,7 @@
     serviceConfig = {
       MemoryMax = "85%";
       OOMPolicy = "continue";
-      KillMode = lib.mkForce "mixed";
-      TasksMax = lib.mkForce 1048576;
+      KillMode = "mixed";
     };
     # Later versions build there by themselves. /tmp is memory.
     environment = lib.mkIf (lib.versionOlder (lib.getVersion config.nix.package) "2.30") {

@@ -1,9 +1,5 @@
 # What the VM builds for: itself, and Arm by emulation once that has proved to work at this boot.
-{
-  lib,
-  pkgs,
-  ...
-}:
+{ lib, pkgs, ... }:
 let
   inherit (pkgs.stdenv.hostPlatform) isx86_64 system;
   foreign = lib.optional isx86_64 "aarch64-linux";

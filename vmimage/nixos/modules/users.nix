@@ -1,6 +1,6 @@
 # Who is who: root runs the runner, builder is who comes in by SSH, job-N is who runs the job in slot N.
 # "*" is a password that nothing matches; "!" would be a locked account, which sshd without PAM refuses even with a key.
-{ lib, pkgs, ... }:
+{ lib, ... }:
 let
   slots = lib.range 1 8;
   job = n: {
@@ -29,7 +29,6 @@ in
         uid = 1000;
         group = "builder";
         createHome = false;
-        shell = pkgs.bashInteractive;
         hashedPassword = "*";
       };
     };

@@ -6,7 +6,7 @@ run=/run/osbuilder
 modprobe -q qemu_fw_cfg || :
 
 # Processes of others are invisible, for jobs as for the SSH user.
-mount -o remount,hidepid=invisible /proc
+mount -o remount,hidepid=invisible /proc || echo "osbuilder: users can see each other's processes"
 mkdir -p "$run"
 
 # The image is what it was built from: Nix names the system after that.
