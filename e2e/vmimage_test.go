@@ -3,8 +3,11 @@
 package e2e
 
 import (
+	"archive/tar"
 	"bufio"
 	"bytes"
+	"compress/gzip"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -23,15 +26,17 @@ import (
 type maker struct {
 	p       project
 	dir     string
-	storage string // where vm-storage lies, if it is a folder of the host
+	storage string // where vm-storage lies, unless it has a size
 
 	// Of the next run.
+	command     []string
 	environment map[string]string
 	volumes     []string // further mounts
 	noNetwork   bool
 }
 
-const fixtureTree = "/given/nixpkgs"
+// fixture is the nixpkgs: the address of a tarball, so that it is pinned.
+const fixture = "file:///fixture/nixpkgs.tar.gz"
 
 // newMaker makes the installation. A size makes its storage a file system of
 // that size.
@@ -39,18 +44,19 @@ func newMaker(t *testing.T, size string) *maker {
 	t.Helper()
 	name := filepath.Base(installation.dir) + "-" + strings.ToLower(strings.TrimPrefix(t.Name(), "Test"))
 	m := &maker{p: *installation, dir: t.TempDir()}
-	m.p.env = append(append([]string{}, m.p.env...), "COMPOSE_PROJECT_NAME="+name, "VM_FLAVOUR=nixos", "VM_NIXPKGS="+fixtureTree,
+	m.p.env = append(append([]string{}, m.p.env...), "COMPOSE_PROJECT_NAME="+name, "VM_FLAVOUR=nixos", "VM_NIXPKGS="+fixture,
 		// Without one Nix would ask the public one again and again.
 		"VM_NIX_CONF=substituters =")
 	m.environment = map[string]string{"DISK_NEEDED": "1"}
+	m.storage = filepath.Join(m.dir, "storage")
+	for _, dir := range []string{m.storage, m.fixture()} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.pack(t)
 	storage := map[string]string{"type": "tmpfs", "device": "tmpfs", "o": "size=" + size}
 	if size == "" {
-		m.storage = filepath.Join(m.dir, "storage")
-		for _, dir := range []string{m.storage, filepath.Join(m.dir, "given")} {
-			if err := os.Mkdir(dir, 0o755); err != nil {
-				t.Fatal(err)
-			}
-		}
 		storage = map[string]string{"type": "none", "device": m.storage, "o": "bind"}
 	}
 	m.write(t, "storage.json", map[string]any{"volumes": map[string]any{"vm-storage": map[string]any{"driver_opts": storage}}})
@@ -58,12 +64,33 @@ func newMaker(t *testing.T, size string) *maker {
 	m.p.env = append(m.p.env, "COMPOSE_FILE="+strings.Join(append(files, filepath.Join(m.dir, "storage.json"), filepath.Join(m.dir, "run.json")), ":"))
 	t.Cleanup(func() {
 		m.override(t)
-		out, err := m.p.command(t.Context(), "down", "--volumes", "--timeout", "1").CombinedOutput()
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), stepTimeout)
+		defer cancel()
+		out, err := m.p.command(ctx, "down", "--volumes", "--timeout", "1").CombinedOutput()
 		if err != nil {
 			t.Errorf("remove %s: %v\n%s", name, err, out)
 		}
 	})
 	return m
+}
+
+// fixture is the folder that the service sees as /fixture.
+func (m *maker) fixture() string { return filepath.Join(m.dir, "fixture") }
+
+// pack makes the tarball of the nixpkgs, with further files if there are any.
+func (m *maker) pack(t *testing.T, more ...string) {
+	t.Helper()
+	var packed bytes.Buffer
+	zipped := gzip.NewWriter(&packed)
+	w := tar.NewWriter(zipped)
+	err := w.AddFS(os.DirFS(filepath.Join(m.p.root, "e2e", "testdata", "vmnixpkgs")))
+	for _, name := range more {
+		err = errors.Join(err, w.WriteHeader(&tar.Header{Name: name, Mode: 0o644}))
+	}
+	err = errors.Join(err, w.Close(), zipped.Close(), os.WriteFile(filepath.Join(m.fixture(), "nixpkgs.tar.gz"), packed.Bytes(), 0o644))
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // files are the Compose files that the env file of `make test` names.
@@ -96,10 +123,9 @@ func (m *maker) write(t *testing.T, name string, value any) {
 func (m *maker) override(t *testing.T) {
 	t.Helper()
 	service := map[string]any{
+		"command":     m.command,
 		"environment": m.environment,
-		"volumes": append([]string{
-			filepath.Join(m.p.root, "e2e", "testdata", "vmnixpkgs") + ":" + fixtureTree + ":ro",
-		}, m.volumes...),
+		"volumes":     append([]string{m.fixture() + ":/fixture:ro"}, m.volumes...),
 	}
 	if m.noNetwork {
 		service["network_mode"] = "none"
@@ -109,7 +135,7 @@ func (m *maker) override(t *testing.T) {
 
 // run starts the service and returns what it said and its exit code. At each
 // line, what is to happen then happens, if anything.
-func (m *maker) run(t *testing.T, at func(line, container string), more ...string) (string, int) {
+func (m *maker) run(t *testing.T, at func(line string), more ...string) (string, int) {
 	t.Helper()
 	m.override(t)
 	cmd := m.p.command(t.Context(), "--ansi", "never", "up", "--no-build", "--force-recreate", "--no-log-prefix", "--exit-code-from", "vmimage", "vmimage")
@@ -129,7 +155,7 @@ func (m *maker) run(t *testing.T, at func(line, container string), more ...strin
 	for lines := bufio.NewScanner(r); lines.Scan(); {
 		said.WriteString(lines.Text() + "\n")
 		if at != nil {
-			at(lines.Text(), m.p.container(t, "vmimage"))
+			at(lines.Text())
 		}
 	}
 	if err := <-ended; err != nil {
@@ -150,6 +176,20 @@ func (m *maker) image(t *testing.T) []byte {
 		t.Fatal(err)
 	}
 	return data
+}
+
+// pin reads which nixpkgs is kept to.
+func (m *maker) pin(t *testing.T) string {
+	t.Helper()
+	pins, err := filepath.Glob(filepath.Join(m.storage, "nixpkgs", "*"))
+	if err != nil || len(pins) != 1 {
+		t.Fatalf("which nixpkgs it was is not kept: %v, %v", pins, err)
+	}
+	text, err := os.ReadFile(pins[0])
+	if err != nil || !bytes.Contains(text, []byte(`"sha256:`)) {
+		t.Fatalf("%s (%v):\n%s", pins[0], err, text)
+	}
+	return string(text)
 }
 
 // says holds what was said and the exit code against what is expected.
@@ -177,9 +217,7 @@ func TestVMImageIsMade(t *testing.T) {
 	if !bytes.Contains(first, []byte("CD001 FIXTURE")) {
 		t.Fatal("what is in the storage is not what was built")
 	}
-	if pins, err := filepath.Glob(filepath.Join(m.storage, "nixpkgs", "*.json")); err != nil || len(pins) != 1 {
-		t.Errorf("which nixpkgs it was is not kept: %v, %v", pins, err)
-	}
+	m.pin(t)
 
 	said, code = m.run(t, nil)
 	says(t, said, code, 0, "is up to date")
@@ -197,6 +235,21 @@ func TestVMImageIsMade(t *testing.T) {
 	if second := m.image(t); !bytes.Contains(second, []byte("another one")) {
 		t.Error("the new ISO is not of the new sources")
 	}
+
+	m.pack(t, "another-file")
+	said, code = m.run(t, nil)
+	says(t, said, code, 0, "is up to date")
+	// Kept to, until it is asked to move on.
+	before := m.pin(t)
+	m.command = []string{"renew"}
+	said, code = m.run(t, nil)
+	says(t, said, code, 0, "step 2 of 5", "is the same")
+	m.command = nil
+	if after := m.pin(t); after == before {
+		t.Error("nixpkgs was not renewed")
+	}
+	said, code = m.run(t, nil)
+	says(t, said, code, 0, "is up to date")
 
 	given := filepath.Join(m.dir, "given.iso")
 	if err := os.WriteFile(given, append(make([]byte, 32769), "CD001 given"...), 0o644); err != nil {
@@ -224,31 +277,35 @@ func TestVMImageInterrupted(t *testing.T) {
 	if err := os.WriteFile(changed, []byte("{ } # another one\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	wait := filepath.Join(m.dir, "given", "wait")
+	m.volumes = []string{changed + ":/osbuilder/nixos/configuration.nix:ro"}
+	// While it is there the build doesn't end.
+	wait := filepath.Join(m.fixture(), "wait")
 	if err := os.WriteFile(wait, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	withWait := []string{changed + ":/osbuilder/nixos/configuration.nix:ro", wait + ":/given/wait:ro"}
 	for _, c := range []struct {
-		at      string
-		kill    []string
-		volumes []string
+		at   string
+		kill []string
 	}{
-		{"step 1 of 5", []string{"kill", "--signal", "KILL"}, withWait[:1]},
-		{"step 3 of 5", []string{"kill", "--signal", "KILL"}, withWait[:1]},
-		{"FIXTURE waits", []string{"kill", "--signal", "KILL"}, withWait},
-		{"FIXTURE waits", []string{"stop", "--time", "20"}, withWait},
-		{"step 5 of 5", []string{"kill", "--signal", "KILL"}, withWait[:1]},
+		{"step 1 of 5", []string{"kill", "--signal", "KILL"}},
+		{"step 3 of 5", []string{"kill", "--signal", "KILL"}},
+		{"FIXTURE waits", []string{"kill", "--signal", "KILL"}},
+		{"FIXTURE waits", []string{"stop", "--time", "20"}},
+		{"step 5 of 5", []string{"kill", "--signal", "KILL"}},
 	} {
-		m.volumes = c.volumes
+		if c.at == "step 5 of 5" {
+			if err := os.Remove(wait); err != nil {
+				t.Fatal(err)
+			}
+		}
 		done := false
 		start := time.Now()
-		said, code := m.run(t, func(line, container string) {
+		said, code := m.run(t, func(line string) {
 			if !done && strings.Contains(line, c.at) {
 				done = true
 				start = time.Now()
 				// It may have ended by itself between the line and this.
-				_ = exec.CommandContext(t.Context(), "docker", append(append([]string{}, c.kill...), container)...).Run()
+				_ = exec.CommandContext(t.Context(), "docker", append(append([]string{}, c.kill...), m.p.container(t, "vmimage"))...).Run()
 			}
 		})
 		if !done {
@@ -269,7 +326,6 @@ func TestVMImageInterrupted(t *testing.T) {
 			}
 		}
 	}
-	m.volumes = withWait[:1]
 	said, code = m.run(t, nil)
 	if code != 0 || !bytes.Contains(m.image(t), []byte("another one")) {
 		t.Fatalf("exit code %d:\n%s", code, said)
@@ -312,5 +368,5 @@ func TestVMImageWithoutRoom(t *testing.T) {
 	says(t, said, code, 1, "needed, by estimate: 99999999 MiB", "VM_FLAVOUR=debian", "there is not enough room")
 	m.environment["DISK_NEEDED"] = "0"
 	said, code = m.run(t, nil)
-	says(t, said, code, 1, "the VM's ISO was not made")
+	says(t, said, code, 1, "cannot write the VM's ISO (3 MiB) into /storage")
 }

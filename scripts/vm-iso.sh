@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# make vm-iso [TO=FOLDER]: makes the NixOS builder VM's boot.iso into a folder, without Compose. VM_NIXPKGS, VM_NIX_CONF and the
-# base images count as in .env. What was downloaded is kept in the volume that Compose uses, too. What follows the folder goes
-# to the program that makes it: `scripts/vm-iso.sh FOLDER renew` moves on to the newest nixpkgs.
+# make vm-iso [TO=FOLDER]: makes the NixOS builder VM's boot.iso into a folder, beside whatever runs. VM_NIXPKGS, VM_NIX_CONF
+# and the base images count as in .env. What was downloaded is kept in the volume that the service uses, too. What follows the
+# folder goes to the program that makes it: `scripts/vm-iso.sh FOLDER renew` moves on to the newest nixpkgs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -12,8 +12,10 @@ cd "$(dirname "$0")/.."
 
 IMAGE=osbuilder/vmimage-nixos
 
+# Compose brings a builder that knows the Dockerfile; the engine's own client may have none.
 build_image() {
-  docker build -t "$IMAGE" -f vmimage/nixos/Dockerfile --build-arg "BASE_NIX=$BASE_NIX" --build-arg "BASE_GO=$BASE_GO" .
+  COMPOSE_FILE=compose.yaml VM_FLAVOUR=nixos BASE_NIX=$BASE_NIX BASE_GO=$BASE_GO BASE_DEBIAN=$BASE_DEBIAN \
+    compose --progress plain build vmimage
 }
 
 # own: what a container that is root made belongs to whoever asked for it.
@@ -36,6 +38,7 @@ find_base_nix || die "the image with Nix, $BASE_NIX, is not here and can't be pu
   "VM_FLAVOUR=debian in .env needs neither: that VM is made from Debian's packages."
 need_base_debian
 need_base_go
+need_compose
 step vm-iso-image "Building the container that makes the VM's ISO" build_image
 NIXPKGS=$(setting VM_NIXPKGS)
 say "==> Making the NixOS VM's ISO"

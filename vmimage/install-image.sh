@@ -40,22 +40,13 @@ read_note() {
 # image_is KEY: whether the ISO that is there was made from KEY. Its digest is in sum.
 image_is() { read_note && [ "$key" = "$1" ]; }
 
-# put_image KEY FILE [SHA256]: puts FILE in its place. A file in the storage is moved, any other one copied and read back.
+# put_image KEY FILE [SHA256]: puts a copy of FILE in its place, having read it back.
 put_image() {
   read_note || :
-  case $2 in
-    "$storage"/*)
-      sync "$2" || fail "cannot write $2: look at the host's disk"
-      got=$(sha256sum <"$2") || fail "cannot read $2"
-      mv "$2" "$new" || fail "cannot move $2"
-      ;;
-    *)
-      size=$(stat -c %s "$2") || fail "cannot read $2"
-      err=$(cp "$2" "$new" 2>&1 && sync "$new" 2>&1) ||
-        fail "cannot write the VM's ISO ($(mebibytes "$size") MiB) into $storage, $(free_mebibytes "$storage") MiB free: $err"
-      got=$(sha256sum <"$new") || fail "cannot read back $new"
-      ;;
-  esac
+  size=$(stat -L -c %s "$2") || fail "cannot read $2"
+  err=$(cp "$2" "$new" 2>&1 && sync "$new" 2>&1) ||
+    fail "cannot write the VM's ISO ($(mebibytes "$size") MiB) into $storage, $(free_mebibytes "$storage") MiB free: $err"
+  got=$(sha256sum <"$new") || fail "cannot read back $new"
   got=${got%% *}
   [ -z "${3:-}" ] || [ "$got" = "$3" ] || fail "what was written to $storage is not what was read: look at the host's disk"
 
