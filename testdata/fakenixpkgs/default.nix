@@ -1,0 +1,3 @@
+# import <nixpkgs> { }: the packages.
+{ system ? builtins.currentSystem, ... }:
+import ./pkgs { inherit system; }

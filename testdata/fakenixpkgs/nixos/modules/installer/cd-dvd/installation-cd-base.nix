@@ -1,0 +1,4 @@
+{
+  imports = [ ./iso-image.nix ];
+  isoImage.edition = "installer";
+}

@@ -1,0 +1,6 @@
+# A nixpkgs from before image.modules.
+{ system ? builtins.currentSystem, ... }:
+import ../pkgs {
+  inherit system;
+  old = true;
+}

@@ -1,0 +1,1 @@
+args: import ../../../nixos/lib/eval-config.nix (args // { old = true; })

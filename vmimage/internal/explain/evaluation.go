@@ -1,0 +1,248 @@
+package explain
+
+import (
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"osbuilder/vmimage/internal/nixlog"
+)
+
+// A shape is a kind of evaluation error, told by its words.
+type shape struct {
+	words  *regexp.Regexp
+	advice string
+}
+
+var shapes = []shape{
+	{
+		regexp.MustCompile(`^syntax error`),
+		"Nix can't read the file from there on: often a ';', a bracket or a quote is missing on that line or the one before.",
+	},
+	{
+		regexp.MustCompile(`^undefined variable`),
+		"Is it misspelt, or missing among the arguments at the top of the file, like { config, lib, pkgs, ... }?",
+	},
+	{
+		regexp.MustCompile(`^infinite recursion`),
+		"A value depends on itself. Often config or pkgs decides what is imported, or an option is set from its own value.",
+	},
+	{
+		regexp.MustCompile("^The option `[^']*' does not exist"),
+		"Is it misspelt, or an option of another release? https://search.nixos.org/options knows them by release; NIXPKGS chooses it.",
+	},
+	{
+		regexp.MustCompile(`conflicting definition|is defined multiple times|has conflicting`),
+		"Remove one of the definitions, or say which one wins with lib.mkForce.",
+	},
+	{
+		regexp.MustCompile("is not of type|A definition for option"),
+		"Give the option a value of the type that it wants: https://search.nixos.org/options says which.",
+	},
+	{
+		regexp.MustCompile(`^Failed assertions`),
+		"NixOS itself checks this: change the configuration as the message says.",
+	},
+	{
+		regexp.MustCompile("^The option `[^']*' (?:was accessed|is used) but has no value defined|used but not defined"),
+		"Give that option a value.",
+	},
+	{
+		regexp.MustCompile(`was not found in the Nix search path`),
+		"In the builder VM only <nixpkgs> is known, the one that NIXPKGS names. Import other sources by address and hash, or put them into the drop.",
+	},
+	{
+		regexp.MustCompile(`does not exist|No such file or directory|getting status of|opening file`),
+		"A file that a configuration imports must be in the drop: drop the whole folder, with configuration.nix in it.",
+	},
+	{
+		regexp.MustCompile(`^attribute '[^']*' missing|^attribute '[^']*' .*not found|^cannot find attribute`),
+		"This nixpkgs has no such name. https://search.nixos.org/packages knows packages by release; NIXPKGS chooses it.",
+	},
+	{
+		regexp.MustCompile(`(?:unfree|insecure|broken|not available on the requested).*refusing to evaluate|refusing to evaluate`),
+		"Allow it in the configuration, as the message says (nixpkgs.config), or leave the package out.",
+	},
+	{
+		regexp.MustCompile(`stack overflow|max-call-depth`),
+		"A function calls itself without end.",
+	},
+	{
+		regexp.MustCompile(`^assertion .*failed`),
+		"The expression itself checks this: look at the condition there.",
+	},
+}
+
+func evaluation(f Facts, said string) (Explanation, bool) {
+	if f.Step != Evaluate || len(f.Errors) == 0 {
+		return Explanation{}, false
+	}
+	at := 0
+	// Nix 2.8 may add a second message that only repeats the trace.
+	for i, e := range f.Errors {
+		if e.Cause != "" {
+			at = i
+			break
+		}
+	}
+	err := f.Errors[at]
+	text := strings.TrimSpace(cause(err))
+	e := Explanation{Class: Evaluation, Summary: headline(text)}
+	if rest, ok := strings.CutPrefix(text, "Failed assertions:"); ok {
+		e.Summary = assertions(rest)
+	}
+	if rest := after(text); len(rest) > 0 {
+		e.Lines = rest
+	}
+	for _, s := range shapes {
+		if s.words.MatchString(text) {
+			e.Advice = s.advice
+			break
+		}
+	}
+	if e.Advice == "" {
+		e.Advice = "The message is the configuration's own, or nixpkgs': the trace below leads to it."
+	}
+	e.At = place(f, err, text)
+	return e, true
+}
+
+// assertions is the first that failed, and how many more.
+func assertions(text string) string {
+	var all []string
+	for line := range strings.SplitSeq(text, "\n") {
+		if message, ok := strings.CutPrefix(strings.TrimSpace(line), "- "); ok {
+			all = append(all, message)
+		}
+	}
+	switch len(all) {
+	case 0:
+		return "failed assertion: " + headline(text)
+	case 1:
+		return "failed assertion: " + all[0]
+	default:
+		return fmt.Sprintf("failed assertion: %s (and %d more)", all[0], len(all)-1)
+	}
+}
+
+// after is what a message says beyond its first line.
+func after(text string) []string {
+	_, rest, ok := strings.Cut(text, "\n")
+	if !ok {
+		return nil
+	}
+	var lines []string
+	for line := range strings.SplitSeq(rest, "\n") {
+		if strings.TrimSpace(line) != "" || len(lines) > 0 {
+			lines = append(lines, line)
+		}
+	}
+	const most = 30
+	if len(lines) > most {
+		lines = append(lines[:most:most], "…")
+	}
+	return lines
+}
+
+var (
+	// «at /src/x.nix:3:5:», and «at: (3:5) in file: /src/x.nix» of 2.8.
+	traceAt     = regexp.MustCompile(`\bat:? (/[^\n:]+):(\d+):(\d+)`)
+	traceInFile = regexp.MustCompile(`at: \((\d+):(\d+)\) in file: (/[^\n]+)`)
+	inFile      = regexp.MustCompile("(?:- In|from|In) `(/[^']+)'")
+	optionName  = regexp.MustCompile("(?:The option|A definition for option|while evaluating the option) `([^']+)'")
+)
+
+// place is the place in the drop that an error leads to: where Nix says it
+// is; else the innermost of the trace; else a file that the module system
+// names, with the line where it sets the option, if there is only one.
+func place(f Facts, err nixlog.Error, text string) string {
+	if p, ok := relative(f, err.At); ok {
+		return p
+	}
+	if p := inDrop(f, err.Message); p != "" {
+		return p
+	}
+	for _, m := range inFile.FindAllStringSubmatch(text+"\n"+err.Message, -1) {
+		file, ok := relative(f, nixlog.Position{File: m[1]})
+		if !ok {
+			continue
+		}
+		if name := optionName.FindStringSubmatch(text); name != nil {
+			if n := lineOf(f, m[1], name[1]); n > 0 {
+				return fmt.Sprintf("%s:%d", file, n)
+			}
+		}
+		return file
+	}
+	return ""
+}
+
+// inDrop is the last place of a trace that lies in the drop.
+func inDrop(f Facts, text string) string {
+	found := ""
+	for line := range strings.SplitSeq(text, "\n") {
+		p := nixlog.Position{}
+		if m := traceAt.FindStringSubmatch(line); m != nil {
+			p = nixlog.Position{File: m[1], Line: number(m[2]), Column: number(m[3])}
+		} else if m := traceInFile.FindStringSubmatch(line); m != nil {
+			p = nixlog.Position{File: m[3], Line: number(m[1]), Column: number(m[2])}
+		}
+		if at, ok := relative(f, p); ok {
+			found = at
+		}
+	}
+	return found
+}
+
+func number(digits string) int {
+	n := 0
+	for _, d := range digits {
+		n = n*10 + int(d-'0')
+	}
+	return n
+}
+
+// relative is a position in the drop, told from the drop's folder.
+func relative(f Facts, p nixlog.Position) (string, bool) {
+	if p.File == "" || f.Source == "" {
+		return "", false
+	}
+	rel, err := filepath.Rel(f.Source, p.File)
+	if err != nil || !filepath.IsLocal(rel) {
+		return "", false
+	}
+	p.File = rel
+	return p.String(), true
+}
+
+// lineOf is the only line of a file that sets an option, else 0. Options are
+// often set in nested sets, so ever less of the front of the name is asked for.
+func lineOf(f Facts, file, option string) int {
+	if f.Read == nil {
+		return 0
+	}
+	text, err := f.Read(file)
+	if err != nil {
+		return 0
+	}
+	parts := strings.Split(option, ".")
+	for i := range parts {
+		word := regexp.MustCompile(`(?:^|[^\w.'-])` + regexp.QuoteMeta(strings.Join(parts[i:], ".")) + `\s*(?:=|\.|$)`)
+		found := 0
+		for n, line := range strings.Split(string(text), "\n") {
+			line, _, _ = strings.Cut(line, "#")
+			if !word.MatchString(line) {
+				continue
+			}
+			if found > 0 {
+				return 0
+			}
+			found = n + 1
+		}
+		if found > 0 {
+			return found
+		}
+	}
+	return 0
+}

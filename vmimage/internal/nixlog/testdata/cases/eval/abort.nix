@@ -1,0 +1,1 @@
+{ value = abort "not like this"; }

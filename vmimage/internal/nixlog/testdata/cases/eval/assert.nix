@@ -1,0 +1,1 @@
+{ value = assert 1 == 2; 3; }

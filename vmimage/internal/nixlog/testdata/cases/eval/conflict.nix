@@ -1,0 +1,4 @@
+{
+  imports = [ ./conflicting.nix ];
+  networking.hostName = "one";
+}

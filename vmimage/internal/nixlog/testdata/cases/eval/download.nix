@@ -1,0 +1,1 @@
+{ value = import (builtins.fetchTarball "https://example.invalid/x.tar.gz"); }

@@ -1,0 +1,6 @@
+let
+  pkgs = { htop = 1; };
+in
+{
+  packages = [ pkgs.htopp ];
+}

@@ -1,0 +1,4 @@
+{
+  networking.hostName = "x"
+  services.openssh.enable = true;
+}

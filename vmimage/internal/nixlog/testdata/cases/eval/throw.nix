@@ -1,0 +1,3 @@
+{
+  value = throw "this host needs a key";
+}
