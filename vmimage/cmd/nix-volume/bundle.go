@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bufio"
 	"compress/gzip"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -22,7 +23,7 @@ import (
 // digest of both.
 type bundle struct {
 	folder, nix    string
-	dump, register func(file string) error
+	dump, register func(ctx context.Context, file string) error
 }
 
 // The places below /nix that a bundle holds, and where it notes which one the
@@ -38,11 +39,11 @@ func (b bundle) file(name string) string { return filepath.Join(b.folder, name) 
 func (b bundle) at(name string) string   { return filepath.Join(b.nix, name) }
 
 // pack writes the bundle, and marks the image's own store as filled from it.
-func (b bundle) pack() error {
+func (b bundle) pack(ctx context.Context) error {
 	if err := os.MkdirAll(b.folder, 0o755); err != nil {
 		return err
 	}
-	if err := b.dump(b.file("registration")); err != nil {
+	if err := b.dump(ctx, b.file("registration")); err != nil {
 		return err
 	}
 	if err := b.packStore(); err != nil {
@@ -158,7 +159,7 @@ func (b bundle) add(w *tar.Writer, tree string) error {
 // Interrupted anywhere, the next one does it again: the mark comes last. Each
 // store path replaces what has its name, since half a path, left by a download
 // that was interrupted, looks like a whole one.
-func (b bundle) fill() (bool, error) {
+func (b bundle) fill(ctx context.Context) (bool, error) {
 	id, err := os.ReadFile(b.file("id"))
 	if err != nil {
 		return false, err
@@ -173,7 +174,7 @@ func (b bundle) fill() (bool, error) {
 	if err := b.root(names); err != nil {
 		return false, err
 	}
-	if err := b.register(b.file("registration")); err != nil {
+	if err := b.register(ctx, b.file("registration")); err != nil {
 		return false, err
 	}
 	return true, b.mark(string(id))
@@ -204,7 +205,7 @@ func (b bundle) unpack() ([]string, error) {
 	u := unpacker{bundle: b, work: work}
 	for r := tar.NewReader(unzipped); ; {
 		header, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err == nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -43,10 +44,10 @@ func image(t *testing.T, version string) bundle {
 		}
 	}
 	t.Cleanup(func() { _ = removeAll(nix) }) // folders of a store deny writing
-	b := bundle{folder: t.TempDir(), nix: nix, dump: func(file string) error {
+	b := bundle{folder: t.TempDir(), nix: nix, dump: func(_ context.Context, file string) error {
 		return os.WriteFile(file, []byte("registered "+version), 0o444)
 	}}
-	if err := b.pack(); err != nil {
+	if err := b.pack(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	return b
@@ -58,7 +59,7 @@ func (b bundle) into(t *testing.T, nix string) (bundle, *[]string) {
 	t.Cleanup(func() { _ = removeAll(nix) })
 	said := &[]string{}
 	b.nix = nix
-	b.register = func(file string) error {
+	b.register = func(_ context.Context, file string) error {
 		text, err := os.ReadFile(file)
 		*said = append(*said, string(text))
 		return err
@@ -109,7 +110,7 @@ func TestEmptyVolume(t *testing.T) {
 		}
 	}
 	volume, said := b.into(t, t.TempDir())
-	if filled, err := volume.fill(); err != nil || !filled {
+	if filled, err := volume.fill(t.Context()); err != nil || !filled {
 		t.Fatal(filled, err)
 	}
 	got := contents(t, volume.nix)
@@ -127,7 +128,7 @@ func TestVolumeOfThisImage(t *testing.T) {
 	b := image(t, "1")
 	before := contents(t, b.nix)
 	same, said := b.into(t, b.nix)
-	if filled, err := same.fill(); err != nil || filled || len(*said) > 0 {
+	if filled, err := same.fill(t.Context()); err != nil || filled || len(*said) > 0 {
 		t.Fatal(filled, err, *said)
 	}
 	if diff := cmp.Diff(before, contents(t, b.nix)); diff != "" {
@@ -150,7 +151,7 @@ func TestVolumeOfAnotherImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	volume, said := next.into(t, old.nix)
-	if filled, err := volume.fill(); err != nil || !filled {
+	if filled, err := volume.fill(t.Context()); err != nil || !filled {
 		t.Fatal(filled, err)
 	}
 	got := contents(t, volume.nix)
@@ -172,7 +173,7 @@ func TestVolumeOfAnotherImage(t *testing.T) {
 	if diff := cmp.Diff([]string{"registered 2"}, *said); diff != "" {
 		t.Error(diff)
 	}
-	if filled, err := volume.fill(); err != nil || filled {
+	if filled, err := volume.fill(t.Context()); err != nil || filled {
 		t.Error("the second time:", filled, err)
 	}
 }
@@ -183,15 +184,15 @@ func TestInterruptedFill(t *testing.T) {
 	volume, said := b.into(t, t.TempDir())
 	register := volume.register
 	broken := errors.New("killed")
-	volume.register = func(string) error { return broken }
-	if _, err := volume.fill(); !errors.Is(err, broken) {
+	volume.register = func(context.Context, string) error { return broken }
+	if _, err := volume.fill(t.Context()); !errors.Is(err, broken) {
 		t.Fatal(err)
 	}
 	if err := os.MkdirAll(filepath.Join(volume.nix, "osbuilder", "unpack", "hash-lib", "x"), 0o555); err != nil {
 		t.Fatal(err)
 	}
 	volume.register = register
-	if filled, err := volume.fill(); err != nil || !filled || len(*said) != 1 {
+	if filled, err := volume.fill(t.Context()); err != nil || !filled || len(*said) != 1 {
 		t.Fatal(filled, err, *said)
 	}
 	if got := contents(t, volume.nix)["/store/hash-lib/lib.so"]; got != "-r-xr-xr-x lib" {

@@ -15,77 +15,79 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"syscall"
 )
 
 func main() {
-	if err := run(os.Args[1:]); err != nil {
+	if err := run(context.Background(), os.Args[1:], os.Environ(), os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "nix-volume:", err)
 		os.Exit(1)
 	}
 }
 
-func run(args []string) error {
-	b := bundle{nix: "/nix", register: register, dump: dump}
+func run(ctx context.Context, args, env []string, out io.Writer) error {
+	nix := nixStore{env: append(env[:len(env):len(env)], "NIX_CONFIG=build-users-group ="), out: out}
+	b := bundle{nix: "/nix", register: nix.register, dump: nix.dump}
 	switch {
 	case len(args) == 2 && args[0] == "pack":
 		b.folder = args[1]
-		return b.pack()
+		return b.pack(ctx)
 	case len(args) > 2 && args[0] == "run":
 		b.folder = args[1]
-		filled, err := b.fill()
+		filled, err := b.fill(ctx)
 		if err != nil {
 			return fmt.Errorf("bring the volume on /nix up to this image: %w\n"+
 				"Make room, or let it be filled anew: docker compose down, docker volume rm osbuilder_vm-nix (or what it is called here), docker compose up -d", err)
 		}
 		if filled {
-			fmt.Println("nix-volume: the volume on /nix was brought up to this image")
+			fmt.Fprintln(out, "nix-volume: the volume on /nix was brought up to this image")
 		}
 		program, err := exec.LookPath(args[2])
 		if err != nil {
 			return err
 		}
-		return fmt.Errorf("run %s: %w", program, syscall.Exec(program, args[2:], os.Environ()))
+		return fmt.Errorf("run %s: %w", program, syscall.Exec(program, args[2:], env))
 	}
-	return fmt.Errorf("usage: nix-volume pack FOLDER | nix-volume run FOLDER COMMAND…")
+	return errors.New("usage: nix-volume pack FOLDER | nix-volume run FOLDER COMMAND…")
+}
+
+// nixStore runs nix-store, for root alone in a container: there are no build
+// users.
+type nixStore struct {
+	env []string
+	out io.Writer
 }
 
 // dump writes what Nix knows of its store to a file.
-func dump(file string) error {
+func (n nixStore) dump(ctx context.Context, file string) error {
 	out, err := os.Create(file)
 	if err != nil {
 		return err
 	}
-	defer out.Close()
-	cmd := nixStore("--dump-db")
-	cmd.Stdout, cmd.Stderr = out, os.Stderr
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("nix-store --dump-db: %w", err)
-	}
-	return out.Close()
+	return errors.Join(n.run(ctx, "--dump-db", nil, out), out.Close())
 }
 
 // register tells Nix of the store paths in a file that dump wrote.
-func register(file string) error {
+func (n nixStore) register(ctx context.Context, file string) error {
 	in, err := os.Open(file)
 	if err != nil {
 		return err
 	}
 	defer in.Close()
-	cmd := nixStore("--load-db")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, os.Stdout, os.Stderr
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("nix-store --load-db: %w", err)
-	}
-	return nil
+	return n.run(ctx, "--load-db", in, n.out)
 }
 
-// nixStore is for root alone in a container: there are no build users.
-func nixStore(args ...string) *exec.Cmd {
-	cmd := exec.Command("nix-store", args...)
-	cmd.Env = append(os.Environ(), "NIX_CONFIG=build-users-group =")
-	return cmd
+func (n nixStore) run(ctx context.Context, operation string, in io.Reader, out io.Writer) error {
+	cmd := exec.CommandContext(ctx, "nix-store", operation)
+	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = n.env, in, out, os.Stderr
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("nix-store %s: %w", operation, err)
+	}
+	return nil
 }
