@@ -354,6 +354,10 @@ func TestVMImageWithoutNetwork(t *testing.T) {
 	before := m.image(t)
 	said, code = m.run(t, nil, "VM_NIXPKGS=nixos-26.05")
 	says(t, said, code, 0, "warning: the VM's ISO was not made anew", "VM_FLAVOUR=debian")
+	// Asked for on purpose, it is an error.
+	m.command = []string{"renew"}
+	said, code = m.run(t, nil, "VM_NIXPKGS=nixos-26.05")
+	says(t, said, code, 1, "the VM's ISO was not made (network)")
 	if !bytes.Equal(before, m.image(t)) {
 		t.Error("the image that was there was not kept")
 	}

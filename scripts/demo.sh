@@ -23,7 +23,7 @@ choose_flavour() {
     note "the VM's flavour is $FLAVOUR, as VM_FLAVOUR says"
   elif [ "$WORLD_NIX" = yes ] && find_base_nix; then
     FLAVOUR=nixos
-    note "the VM runs NixOS: the Nix cache and $BASE_NIX can be reached"
+    note "the VM runs NixOS: the Nix cache can be reached, and $BASE_NIX is here"
   elif grep -q '^VM_FLAVOUR=nixos$' "$DEMO_ENV" 2>/dev/null; then
     FLAVOUR=nixos
     note "the VM runs NixOS, as in the last demo"
@@ -38,7 +38,8 @@ choose_flavour() {
   case $FLAVOUR in
     nixos)
       EXAMPLE=minimal.nix
-      find_base_nix || true
+      find_base_nix || die "making the NixOS VM needs $BASE_NIX, which is not here and can't be pulled." \
+        "Without a registry: VM_FLAVOUR=debian in .env, or leave it out. BASE_NIX names another image with Nix."
       need_disk 20480 "the demo with NixOS"
       is_x86 || note "warning: the containers here are $WORLD_ARCH and the VM is x86-64: all is emulated, many times slower (see docs/vm-image.md)"
       ;;

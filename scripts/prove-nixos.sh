@@ -157,7 +157,7 @@ image_of() {
 }
 
 # marker: what the job's image says on its console: the last text in quotes that begins with OSBUILDER.
-marker() { printf '%s' "${PROVE_MARKER:-$(grep -o 'OSBUILDER [A-Za-z0-9 :,.-]*' "$JOB" | tail -n 1)}"; }
+marker() { printf '%s' "${PROVE_MARKER:-$(grep -o 'OSBUILDER[ -][A-Za-z0-9 :,.-]*' "$JOB" | tail -n 1)}"; }
 
 # digest_of IMAGE: the one that it was pulled by, else the local id.
 digest_of() {

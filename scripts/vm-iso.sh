@@ -40,6 +40,9 @@ need_base_debian
 need_base_go
 need_compose
 step vm-iso-image "Building the container that makes the VM's ISO" build_image
+# With the marks that Compose gives to its own, or it would wonder about it.
+docker volume create --label "com.docker.compose.project=$(project_name)" --label com.docker.compose.volume=vm-nix \
+  "$(project_name)_vm-nix" >/dev/null
 NIXPKGS=$(setting VM_NIXPKGS)
 say "==> Making the NixOS VM's ISO"
 # The same rights and mounts as the service vmimage has.

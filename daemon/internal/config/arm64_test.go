@@ -16,7 +16,7 @@ func TestArm64Project(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	images := map[string]string{}
+	images, systems := map[string]string{}, map[string]string{}
 	for _, files := range [][]string{{"compose.yaml"}, {"compose.yaml", "compose.arm64.yaml"}} {
 		for i, file := range files {
 			files[i] = filepath.Join(root, file)
@@ -37,10 +37,20 @@ func TestArm64Project(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		sidecar, err := project.GetService("sidecar")
+		if err != nil {
+			t.Fatal(err)
+		}
 		images[vmimage.Platform] = vm.Image
+		if system := sidecar.Environment["SYSTEM"]; system != nil {
+			systems[vmimage.Platform] = *system
+		}
 		if len(vm.Environment) < 5 || vm.Labels[Label] != "true" {
 			t.Errorf("%v: the VM has lost its settings: %v %v", files, vm.Environment, vm.Labels)
 		}
+	}
+	if systems["linux/amd64"] != "x86_64-linux" || systems["linux/arm64"] != "aarch64-linux" {
+		t.Errorf("jobs are for %v", systems)
 	}
 	x86, version, ok := strings.Cut(images["linux/amd64"], ":")
 	if want := x86 + "-arm:" + version; !ok || len(images) != 2 || images["linux/arm64"] != want {
