@@ -1,0 +1,169 @@
+// Package vmimage holds the images of the builder VM. Its test is of the
+// shell that both flavours share.
+package vmimage
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// A storage is a folder that stands for the VM's.
+type storage struct {
+	dir, shims string
+}
+
+// newStorage makes one, in which killed, if it is not 0, says at which of the
+// commands that change something the shell dies; a half one, if it is cp.
+func newStorage(t *testing.T) storage {
+	t.Helper()
+	s := storage{dir: t.TempDir(), shims: t.TempDir()}
+	for _, name := range []string{"cp", "mv", "sync", "sha256sum", "rm"} {
+		program, err := exec.LookPath(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		half := ""
+		if name == "cp" {
+			half = `head -c 1000 "$1" >"$2"; `
+		}
+		script := fmt.Sprintf(`#!/bin/sh
+n=$(($(cat "$COUNT") + 1))
+echo $n >"$COUNT"
+if [ $n = "$KILLED" ]; then %skill -9 0; fi
+exec %s "$@"
+`, half, program)
+		if err := os.WriteFile(filepath.Join(s.shims, name), []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return s
+}
+
+// run puts a file into the storage, unless it is there, and returns what was
+// said. The shell dies at the command with the number killed; 0: at none.
+func (s storage) run(ctx context.Context, t *testing.T, key, file string, killed int) (string, error) {
+	t.Helper()
+	count := filepath.Join(s.shims, "count")
+	if err := os.WriteFile(count, []byte("0"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(ctx, "sh", "-uc", `
+		. ./install-image.sh
+		need_storage
+		if put_given; then exit 0; fi
+		if image_is "$1"; then say "up to date $sum"; exit 0; fi
+		put_image "$1" "$2"`, "sh", key, file)
+	cmd.Env = []string{
+		"PATH=" + s.shims + ":/usr/local/bin:/usr/bin:/bin", "STORAGE=" + s.dir, "GIVEN_ISO=" + filepath.Join(s.shims, "given"),
+		"COUNT=" + count, fmt.Sprint("KILLED=", killed),
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+func (s storage) image(t *testing.T) []byte {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(s.dir, "boot.iso"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func write(t *testing.T, file string, data []byte) string {
+	t.Helper()
+	if err := os.WriteFile(file, data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// Whichever command it dies at, what boots is the old image or the new one, in
+// full, and the next run brings the new one.
+func TestImageIsWholeAtAnyMoment(t *testing.T) {
+	dir := t.TempDir()
+	old, next := bytes.Repeat([]byte("old "), 5000), bytes.Repeat([]byte("new"), 7000)
+	oldFile, nextFile := write(t, filepath.Join(dir, "old"), old), write(t, filepath.Join(dir, "next"), next)
+	died := 0
+	for killed := 1; ; killed++ {
+		s := newStorage(t)
+		if out, err := s.run(t.Context(), t, "key 1", oldFile, 0); err != nil || !strings.Contains(out, "was put into its storage") {
+			t.Fatal(err, out)
+		}
+		out, err := s.run(t.Context(), t, "key 2", nextFile, killed)
+		if got := s.image(t); !bytes.Equal(got, old) && !bytes.Equal(got, next) {
+			t.Fatalf("killed at command %d: there are %d bytes of neither; it said: %s", killed, len(got), out)
+		}
+		if err == nil {
+			if !strings.Contains(out, "was replaced") || !strings.Contains(out, "docker compose restart vm") {
+				t.Errorf("it said: %s", out)
+			}
+			break
+		}
+		died++
+		if out, err := s.run(t.Context(), t, "key 2", nextFile, 0); err != nil || !bytes.Equal(s.image(t), next) {
+			t.Fatalf("after it was killed at command %d: %v: %s", killed, err, out)
+		}
+		if out, err := s.run(t.Context(), t, "key 2", nextFile, 0); err != nil || !strings.Contains(out, "up to date") {
+			t.Errorf("killed at command %d, and again: %v: %s", killed, err, out)
+		}
+		entries, err := os.ReadDir(s.dir)
+		if err != nil || len(entries) != 2 {
+			t.Errorf("killed at command %d: left %v, %v", killed, entries, err)
+		}
+	}
+	if died < 6 {
+		t.Errorf("it died at %d commands only", died)
+	}
+}
+
+// A note counts for the file that it was written for, and no other.
+func TestNoteOfAnotherFile(t *testing.T) {
+	dir := t.TempDir()
+	s := newStorage(t)
+	file := write(t, filepath.Join(dir, "iso"), []byte("an image"))
+	if out, err := s.run(t.Context(), t, "key", file, 0); err != nil {
+		t.Fatal(err, out)
+	}
+	write(t, filepath.Join(s.dir, "boot.iso"), []byte("somebody's own"))
+	if out, err := s.run(t.Context(), t, "key", file, 0); err != nil || !strings.Contains(out, "was replaced") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if got := s.image(t); string(got) != "an image" {
+		t.Errorf("%q", got)
+	}
+}
+
+// An image that the user gives goes before any other; a file that is none is
+// refused.
+func TestGivenImage(t *testing.T) {
+	dir := t.TempDir()
+	s := newStorage(t)
+	file := write(t, filepath.Join(dir, "iso"), []byte("an image"))
+	given := filepath.Join(s.shims, "given")
+	write(t, given, []byte("no image"))
+	if out, err := s.run(t.Context(), t, "key", file, 0); err == nil || !strings.Contains(out, "BOOT_ISO names a file that is no ISO image") {
+		t.Errorf("%v: %s", err, out)
+	}
+	iso := append(make([]byte, 32769), "CD001 given"...)
+	write(t, given, iso)
+	for _, want := range []string{"is taken; none is made", "is in place"} {
+		if out, err := s.run(t.Context(), t, "key", file, 0); err != nil || !strings.Contains(out, want) || !bytes.Equal(s.image(t), iso) {
+			t.Errorf("%v: %s", err, out)
+		}
+	}
+	if err := os.Remove(given); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := s.run(t.Context(), t, "key", file, 0); err != nil || string(s.image(t)) != "an image" {
+		t.Errorf("%v: %s", err, out)
+	}
+}
