@@ -94,6 +94,7 @@ func (s *sidecar) start() (stop func()) {
 	go func() {
 		link := vm.Config{
 			Name: "vm", Addr: s.vm.Addr(), User: "builder", Signer: s.vm.Signer(), HostKeys: s.vm.HostKeys(), Dir: s.vm.Dir(),
+			Timings: vm.Timings{RetryMin: 50 * time.Millisecond, RetryMax: 200 * time.Millisecond},
 		}
 		done <- serve(ctx, s.cfg, []vm.Config{link}, log)
 	}()
