@@ -21,7 +21,7 @@ import (
 	"osbuilder/daemon/internal/hint"
 	"osbuilder/daemon/internal/vm"
 	"osbuilder/daemon/internal/vmtest"
-	"osbuilder/pipe/runner" //nolint:depguard // the VM of these tests is the other half itself
+	"osbuilder/pipe/runner"
 )
 
 // A sidecar, all of it, in this process, before a VM whose SSH server is a

@@ -139,7 +139,14 @@ func copyTree(ctx context.Context, root *os.Root, from string) error {
 			return err
 		}
 		defer f.Close()
-		return copyFile(ctx, root, to, f)
+		info, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		if err := copyFile(ctx, root, to, f); err != nil || info.Mode()&0o100 == 0 {
+			return err
+		}
+		return root.Chmod(to, 0o755)
 	})
 }
 

@@ -1,6 +1,7 @@
 package deliver
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,6 +10,9 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
+
+	"osbuilder/daemon/internal/job"
+	"osbuilder/pipe"
 )
 
 func TestLastLines(t *testing.T) {
@@ -74,4 +78,39 @@ func FuzzPrintable(f *testing.F) {
 			t.Errorf("%d bytes became %d", len(line), len(got))
 		}
 	})
+}
+
+// What a job's program reports goes into result.json, and explains a failure.
+func TestResultWithAReport(t *testing.T) {
+	report := pipe.Report(`{"kind":"nixos-image","nix":"2.26.3","nixpkgs":{"revision":"0123","hash":"sha256-x"},"closure_bytes":7,` +
+		`"error":{"class":"evaluation","summary":"undefined variable 'x'","at":"host.nix:3:5","advice":"Define it."}}`)
+	for name, tc := range map[string]struct {
+		finished           pipe.Finished
+		reason, at, advice string
+	}{
+		"failed":    {pipe.Finished{Status: pipe.StatusFailed, Report: report}, "undefined variable 'x' (at host.nix:3:5)", "host.nix:3:5", "Define it."},
+		"timeout":   {pipe.Finished{Status: pipe.StatusTimeout, Reason: "it ran longer than 1h", Report: report}, "it ran longer than 1h", "host.nix:3:5", "Define it."},
+		"succeeded": {pipe.Finished{Status: pipe.StatusSucceeded, Report: report}, "", "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inputs, target := &job.Inputs{SHA256: "ab", Size: 5}, &job.NixOS{Format: "iso", System: "x86_64-linux", Nixpkgs: "nixos-26.05"}
+			data, err := result(job.Job{ID: "j", Result: &tc.finished, Inputs: inputs, NixOS: target, Image: "nixos-1", Runner: "0.2"}, nil, filepath.Join(t.TempDir(), "absent"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got Result
+			if err := json.Unmarshal(data, &got); err != nil {
+				t.Fatal(err)
+			}
+			if got.Reason != tc.reason || got.At != tc.at || got.Advice != tc.advice {
+				t.Errorf("reason %q, at %q, advice %q", got.Reason, got.At, got.Advice)
+			}
+			if diff := cmp.Diff(Versions{Sidecar: pipe.Release, Runner: "0.2", Nix: "2.26.3"}, got.Versions); diff != "" {
+				t.Errorf("versions (-want +got):\n%s", diff)
+			}
+			if string(got.Report) != string(report) || *got.Inputs != *inputs || *got.NixOS != *target || got.Image != "nixos-1" {
+				t.Errorf("result.json:\n%s", data)
+			}
+		})
+	}
 }

@@ -217,7 +217,7 @@ func TestUploadEnds(t *testing.T) {
 			data := content(1_000_000)
 			go func() {
 				<-began
-				if tc.want == context.Canceled {
+				if errors.Is(tc.want, context.Canceled) {
 					cancel()
 				}
 			}()
