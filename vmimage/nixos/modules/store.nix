@@ -43,8 +43,8 @@
       gawk
       gnugrep
       gnused
-      gnutar
       procps
+      squashfsTools
       util-linux
     ];
     serviceConfig = {
