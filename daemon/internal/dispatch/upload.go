@@ -33,15 +33,20 @@ func (d *Dispatcher) upload(work context.Context, name string, w *worker, f *fli
 		case f.job.Attempt != here.attempt || f.job.Builder != here.builder || f.job.State != job.Sending:
 			return nil // it went on without them
 		case err == nil:
-			f.uploaded, f.fresh = here, false
+			f.uploaded, f.fresh, f.failures = here, false, 0
 			return nil
 		case errors.Is(err, ErrSource):
 			return d.fail(ctx, w, f, err.Error())
 		}
+		pause := min(d.cfg.RetryAfter<<min(f.failures, 10), maxPause)
+		f.failures++
+		f.notBefore = d.cfg.Now().Add(pause)
+		if !w.up {
+			return nil // the link's end was told, and it goes on when it is back
+		}
 		d.cfg.Log.Warn("inputs not uploaded, trying again", zap.String("builder", name),
-			zap.String("job", f.job.Name), zap.String("id", string(f.job.ID)), zap.Error(err))
-		f.notBefore = d.cfg.Now().Add(d.cfg.RetryAfter)
-		return nil
+			zap.String("job", f.job.Name), zap.String("id", string(f.job.ID)), zap.Duration("in", pause), zap.Error(err))
+		return d.waits(ctx, f, "its inputs to be uploaded: "+err.Error())
 	})
 	return true
 }

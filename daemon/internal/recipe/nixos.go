@@ -168,6 +168,8 @@ func nixosEntry(j job.Job) string {
 // recipe.
 const noProgram = "the builder VM has no image-build, so it can't build NixOS configurations"
 
+const oldRunner = "the builder VM's runner is older than the sidecar, so it can't build NixOS configurations"
+
 const noProgramAdvice = "Its image is of another version: docker compose up -d --build, then docker compose restart vm."
 
 // nixosBody unpacks the inputs and leaves the rest to image-build.
@@ -183,7 +185,9 @@ func nixosBody(j job.Job, source string) ([]byte, error) {
 		return nil, fmt.Errorf("make request: %w", err)
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "set -euo pipefail\nmkdir source\ntar --extract --no-same-owner --file=\"$INPUTS\" --directory=source\n")
+	// A runner of before this recipe knows no inputs.
+	fmt.Fprintf(&b, "set -euo pipefail\n[[ -n ${INPUTS-} ]] || {\n  echo %s >&2\n  exit 1\n}\n", shellQuote(oldRunner+". "+noProgramAdvice))
+	fmt.Fprintf(&b, "mkdir source\ntar --extract --no-same-owner --file=\"$INPUTS\" --directory=source\n")
 	fmt.Fprintf(&b, "if ! command -v image-build >/dev/null; then\n  printf '%%s\\n' %s >\"$REPORT\"\n  echo %s >&2\n  exit 1\nfi\n",
 		shellQuote(string(report)), shellQuote(noProgram+". "+noProgramAdvice))
 	command := []string{"image-build"}

@@ -147,6 +147,7 @@ func TestNixOSBody(t *testing.T) {
 		files  map[string]string
 		fails  bool
 		absent bool // there is no image-build
+		old    bool // the runner has no $INPUTS
 		want   string
 		code   int
 	}{
@@ -158,6 +159,7 @@ func TestNixOSBody(t *testing.T) {
 		"its quotes":   {drop: "ho'st.nix", files: map[string]string{".": "{ imports = [ ./a.nix ]; }"}, fails: true, code: 7, want: "note: ho'st.nix mentions ./a.nix, and"},
 		"not needed":   {drop: "host.nix", files: map[string]string{".": "{ imports = [ ./a.nix ]; }"}, want: "host.nix\n"},
 		"no program":   {drop: "host.nix", files: map[string]string{".": "{ }"}, absent: true, code: 1, want: "the builder VM has no image-build"},
+		"old runner":   {drop: "host.nix", files: map[string]string{".": "{ }"}, old: true, code: 1, want: "runner is older than the sidecar"},
 		"its own note": {drop: "machine", files: map[string]string{configuration: "{ imports = [ ./a.nix ]; }"}, fails: true, code: 7},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -187,12 +189,15 @@ func TestNixOSBody(t *testing.T) {
 			cmd := exec.CommandContext(t.Context(), "bash", "-c", string(body))
 			cmd.Dir = work
 			cmd.Env = []string{"PATH=" + dir + ":/usr/bin:/bin", "INPUTS=" + inputs.Name(), "REPORT=" + report, "LC_ALL=C"}
+			if tc.old {
+				cmd.Env = cmd.Env[:1]
+			}
 			out, err := cmd.CombinedOutput()
 			code := cmd.ProcessState.ExitCode()
 			if code != tc.code || !strings.Contains(string(out), tc.want) || tc.want == "" && len(out) > 0 {
 				t.Errorf("%v, code %d, want %d; output %q, want %q", err, code, tc.code, out, tc.want)
 			}
-			if left, err := os.ReadDir(work); err != nil || len(left) != 1 {
+			if left, err := os.ReadDir(work); err != nil || len(left) != 1 && !tc.old {
 				t.Errorf("in the work folder: %v, %v", left, err)
 			}
 			data, err := os.ReadFile(report)

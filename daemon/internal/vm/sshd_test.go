@@ -154,6 +154,19 @@ func TestOpenSSH(t *testing.T) {
 	if _, err := b.Copy(t.Context(), name+"-not", 0, &bytes.Buffer{}); !errors.Is(err, os.ErrNotExist) {
 		t.Error(err)
 	}
+	// An upload that goes on where it stopped, one that begins anew, and one that is there.
+	inputs := content(3_000_001)
+	half, whole := filepath.Join(cfg.Dir, ".inputs-"+digest), filepath.Join(cfg.Dir, "inputs-"+digest)
+	if err := os.WriteFile(half, inputs[:1_234_567], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, fresh := range []bool{false, true, false} {
+		if err := b.Upload(t.Context(), digest, int64(len(inputs)), fresh, writes(inputs)); err != nil {
+			t.Fatal(err)
+		}
+		wantFile(t, whole, inputs)
+		absent(t, half)
+	}
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
