@@ -10,7 +10,7 @@ import (
 )
 
 // drvPath is a derivation's, as messages quote it.
-const drvPath = `'(/[^' ]+\.drv)(?:\^[^']*)?'`
+const drvPath = `'(/[^' ]+\.drv)(?:[\^!][^']*)?'`
 
 var (
 	// 2.8 to 2.31, and 2.32 and later.
@@ -80,7 +80,7 @@ func ours(_ Facts, said string) (Explanation, bool) {
 	}, true
 }
 
-var daemonGone = regexp.MustCompile(`(?m)^.*(cannot connect to (?:socket|daemon)|Nix daemon disconnected unexpectedly|opening a connection to remote store|daemon-socket/socket|error: Nix daemon).*$`)
+var daemonGone = regexp.MustCompile(`(?m)^.*(cannot connect to (?:socket|daemon)|Nix daemon disconnected unexpectedly|opening a connection to remote store|daemon-socket/socket|error: Nix daemon|error: unexpected end-of-file).*$`)
 
 func daemon(_ Facts, said string) (Explanation, bool) {
 	m := daemonGone.FindString(said)
@@ -89,7 +89,7 @@ func daemon(_ Facts, said string) (Explanation, bool) {
 	}
 	e := Explanation{Class: Daemon, Summary: "nix-daemon in the builder VM can't be reached: " + bare(m)}
 	e.Advice = "It is a fault of the builder VM, not of the configuration: restart the VM and drop the job again."
-	if strings.Contains(said, "disconnected unexpectedly") {
+	if strings.Contains(said, "disconnected unexpectedly") || strings.Contains(said, "unexpected end-of-file") {
 		e.Summary = "nix-daemon in the builder VM ended during the build"
 		e.Advice = "Most likely it ran out of memory: give the VM more (RAM_SIZE), or restart it, and drop the job again."
 	}
@@ -131,27 +131,25 @@ func hash(f Facts, said string) (Explanation, bool) {
 }
 
 var (
-	wantsOld   = regexp.MustCompile(`a '([^']*)' with features \{([^}]*)\} is required to build '([^']*)', but I am a '([^']*)' with features \{([^}]*)\}`)
-	wantSystem = regexp.MustCompile(`Required system: '([^']*)' with features \{([^}]*)\}`)
-	haveSystem = regexp.MustCompile(`Current system: '([^']*)' with features \{([^}]*)\}`)
-	mismatch   = regexp.MustCompile(`Reason: (platform mismatch|missing system features|required (?:system|features?)[^\n]*)`)
+	wantsOld = regexp.MustCompile(`a '([^']*)' with features \{([^}]*)\} is required to build '([^']*)', but I am a '([^']*)' with features \{([^}]*)\}`)
+	// 2.32 and later say only what is missing.
+	wantsNew     = regexp.MustCompile(`Reason: (?:platform mismatch|missing system features)`)
+	wantSystem   = regexp.MustCompile(`Required system: '([^']*)'`)
+	haveSystem   = regexp.MustCompile(`Current system: '([^']*)'`)
+	wantFeatures = regexp.MustCompile(`Required features: \{([^}]*)\}`)
+	haveFeatures = regexp.MustCompile(`Available features: \{([^}]*)\}`)
 )
 
 func unsupported(_ Facts, said string) (Explanation, bool) {
 	var drv, system, features, own, has string
-	if m := wantsOld.FindStringSubmatch(said); m != nil {
+	switch m := wantsOld.FindStringSubmatch(said); {
+	case m != nil:
 		system, features, drv, own, has = m[1], m[2], m[3], m[4], m[5]
-	} else if mismatch.MatchString(said) || wantSystem.MatchString(said) {
-		if m := wantSystem.FindStringSubmatch(said); m != nil {
-			system, features = m[1], m[2]
-		}
-		if m := haveSystem.FindStringSubmatch(said); m != nil {
-			own, has = m[1], m[2]
-		}
-		if m := aDrv.FindStringSubmatch(said); m != nil {
-			drv = m[1]
-		}
-	} else {
+	case wantsNew.MatchString(said):
+		drv = first(aDrv, said)
+		system, own = first(wantSystem, said), first(haveSystem, said)
+		features, has = first(wantFeatures, said), first(haveFeatures, said)
+	default:
 		return Explanation{}, false
 	}
 	name := nixlog.DrvName(drv)
@@ -172,6 +170,14 @@ func unsupported(_ Facts, said string) (Explanation, bool) {
 		Summary: fmt.Sprintf("building %s wants a machine of the system %s; this builder VM is %s", name, system, own),
 		Advice:  "Set SYSTEM, and nixpkgs.hostPlatform in the configuration if it is there, to a system that the builder VM has.",
 	}, true
+}
+
+// first is a pattern's first group, empty where it isn't found.
+func first(re *regexp.Regexp, text string) string {
+	if m := re.FindStringSubmatch(text); m != nil {
+		return m[1]
+	}
+	return ""
 }
 
 func missingFeatures(want, have string) []string {
@@ -275,7 +281,7 @@ func signal(f Facts, said string) (Explanation, bool) {
 	if f.Signal != 0 {
 		return Explanation{
 			Class:   Killed,
-			Summary: fmt.Sprintf("Nix was ended by signal %d (%s) during the step %s", f.Signal, f.Signal, f.Step),
+			Summary: fmt.Sprintf("Nix was ended by signal %d (%s) while %s", f.Signal, f.Signal, f.Step.doing()),
 			Advice:  "An evaluation that crashes most often recurses without end. Else it is a fault of the builder: report it with the log.",
 		}, true
 	}
@@ -350,6 +356,9 @@ func tidy(reason string) string {
 	// «Could not resolve hostname (6) Could not resolve host: X» says it twice.
 	if i := curlCode.FindStringIndex(reason); i != nil && i[1] < len(reason) {
 		reason = strings.TrimSpace(reason[i[1]:])
+	}
+	if !strings.Contains(reason, "(") {
+		reason = strings.TrimRight(reason, ")")
 	}
 	return strings.TrimSuffix(reason, ".")
 }

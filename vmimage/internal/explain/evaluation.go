@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"osbuilder/vmimage/internal/nixlog"
@@ -87,7 +88,7 @@ func evaluation(f Facts, said string) (Explanation, bool) {
 		}
 	}
 	err := f.Errors[at]
-	text := strings.TrimSpace(cause(err))
+	text := strings.TrimPrefix(strings.TrimSpace(cause(err)), "osbuilder: ")
 	e := Explanation{Class: Evaluation, Summary: headline(text)}
 	if rest, ok := strings.CutPrefix(text, "Failed assertions:"); ok {
 		e.Summary = assertions(rest)
@@ -105,6 +106,14 @@ func evaluation(f Facts, said string) (Explanation, bool) {
 		e.Advice = "The message is the configuration's own, or nixpkgs': the trace below leads to it."
 	}
 	e.At = place(f, err, text)
+	// The user knows his files by their names in the drop.
+	if f.Source != "" {
+		within := strings.NewReplacer(f.Source+"/", "")
+		e.Summary = within.Replace(e.Summary)
+		for i, line := range e.Lines {
+			e.Lines[i] = within.Replace(line)
+		}
+	}
 	return e, true
 }
 
@@ -155,20 +164,57 @@ var (
 
 // place is the place in the drop that an error leads to: where Nix says it
 // is; else the innermost of the trace; else a file that the module system
-// names, with the line where it sets the option, if there is only one.
+// names, with the line where it sets the option, if there is only one; else
+// the line that names a file that is not there, or that has the message's words.
 func place(f Facts, err nixlog.Error, text string) string {
 	if p, ok := relative(f, err.At); ok {
+		return p
+	}
+	if p := named(f, text, text); p != "" {
 		return p
 	}
 	if p := inDrop(f, err.Message); p != "" {
 		return p
 	}
-	for _, m := range inFile.FindAllStringSubmatch(text+"\n"+err.Message, -1) {
+	if p := named(f, err.Message, text+err.Message); p != "" {
+		return p
+	}
+	if p := missing(f, text); p != "" {
+		return p
+	}
+	return spelled(f, text)
+}
+
+// own are the messages that a configuration may have itself: those of throw,
+// of abort and of assertions.
+var own = regexp.MustCompile(`(?m)^evaluation aborted with the following error message: '(.*)'$|^- (.*)$|^(.*)$`)
+
+// spelled is the only line of the configuration with the message's words. With
+// less than three of them it could be any.
+func spelled(f Facts, text string) string {
+	text = strings.TrimSpace(strings.TrimPrefix(text, "Failed assertions:"))
+	m := own.FindStringSubmatch(text)
+	if m == nil {
+		return ""
+	}
+	words := strings.TrimSpace(m[1] + m[2] + m[3])
+	if strings.Count(words, " ") < 2 {
+		return ""
+	}
+	if n := onlyLine(f, filepath.Join(f.Source, f.Entry), regexp.MustCompile(regexp.QuoteMeta(words))); n > 0 {
+		return fmt.Sprintf("%s:%d", f.Entry, n)
+	}
+	return ""
+}
+
+// named is the file of a definition that a text names.
+func named(f Facts, text, options string) string {
+	for _, m := range inFile.FindAllStringSubmatch(text, -1) {
 		file, ok := relative(f, nixlog.Position{File: m[1]})
 		if !ok {
 			continue
 		}
-		if name := optionName.FindStringSubmatch(text); name != nil {
+		for _, name := range optionName.FindAllStringSubmatch(options, -1) {
 			if n := lineOf(f, m[1], name[1]); n > 0 {
 				return fmt.Sprintf("%s:%d", file, n)
 			}
@@ -178,10 +224,34 @@ func place(f Facts, err nixlog.Error, text string) string {
 	return ""
 }
 
-// inDrop is the last place of a trace that lies in the drop.
+var notThere = regexp.MustCompile(`'(/[^']+)'(?: does not exist|: No such file or directory)`)
+
+// missing is the line of the configuration that names a file of the drop that
+// is not there.
+func missing(f Facts, text string) string {
+	m := notThere.FindStringSubmatch(text)
+	if m == nil {
+		return ""
+	}
+	if _, ok := relative(f, nixlog.Position{File: m[1]}); !ok {
+		return ""
+	}
+	name := regexp.MustCompile(`(?:^|[/" ])` + regexp.QuoteMeta(filepath.Base(m[1])) + `(?:$|[^\w.-])`)
+	if n := onlyLine(f, filepath.Join(f.Source, f.Entry), name); n > 0 {
+		return fmt.Sprintf("%s:%d", f.Entry, n)
+	}
+	return ""
+}
+
+// inDrop is the innermost place of a trace that lies in the drop. Nix 2.8 and
+// whatever else begins with the message tells it first, later versions last.
 func inDrop(f Facts, text string) string {
+	lines := strings.Split(text, "\n")
+	if strings.TrimSpace(lines[0]) != "error:" {
+		slices.Reverse(lines)
+	}
 	found := ""
-	for line := range strings.SplitSeq(text, "\n") {
+	for _, line := range lines {
 		p := nixlog.Position{}
 		if m := traceAt.FindStringSubmatch(line); m != nil {
 			p = nixlog.Position{File: m[1], Line: number(m[2]), Column: number(m[3])}
@@ -219,6 +289,19 @@ func relative(f Facts, p nixlog.Position) (string, bool) {
 // lineOf is the only line of a file that sets an option, else 0. Options are
 // often set in nested sets, so ever less of the front of the name is asked for.
 func lineOf(f Facts, file, option string) int {
+	parts := strings.Split(option, ".")
+	for i := range parts {
+		name := regexp.MustCompile(`(?:^|[^\w.'-])` + regexp.QuoteMeta(strings.Join(parts[i:], ".")) + `\s*(?:=|\.|$)`)
+		if n := onlyLine(f, file, name); n != 0 {
+			return max(n, 0)
+		}
+	}
+	return 0
+}
+
+// onlyLine is the number of the only line that matches, 0 if none does and -1
+// if several do.
+func onlyLine(f Facts, file string, re *regexp.Regexp) int {
 	if f.Read == nil {
 		return 0
 	}
@@ -226,23 +309,16 @@ func lineOf(f Facts, file, option string) int {
 	if err != nil {
 		return 0
 	}
-	parts := strings.Split(option, ".")
-	for i := range parts {
-		word := regexp.MustCompile(`(?:^|[^\w.'-])` + regexp.QuoteMeta(strings.Join(parts[i:], ".")) + `\s*(?:=|\.|$)`)
-		found := 0
-		for n, line := range strings.Split(string(text), "\n") {
-			line, _, _ = strings.Cut(line, "#")
-			if !word.MatchString(line) {
-				continue
-			}
-			if found > 0 {
-				return 0
-			}
-			found = n + 1
+	found := 0
+	for n, line := range strings.Split(string(text), "\n") {
+		line, _, _ = strings.Cut(line, "#")
+		if !re.MatchString(line) {
+			continue
 		}
 		if found > 0 {
-			return found
+			return -1
 		}
+		found = n + 1
 	}
-	return 0
+	return found
 }

@@ -42,6 +42,19 @@ const (
 	Collect  Step = "collect"  // from the image to $OUT
 )
 
+func (s Step) doing() string {
+	switch s {
+	case Fetch:
+		return "getting nixpkgs"
+	case Evaluate:
+		return "evaluating the configuration"
+	case Realise:
+		return "building the image"
+	default:
+		return "collecting the image"
+	}
+}
+
 // An Explanation is what the user is told.
 type Explanation struct {
 	Class   Class    `json:"class"`
@@ -51,10 +64,11 @@ type Explanation struct {
 	Lines   []string `json:"lines,omitempty"`  // the failing derivation's last lines, or the rest of the message
 }
 
-// An Error is an explanation on its way up. Cause is for the log; it may be nil.
+// An Error is an explanation on its way up.
 type Error struct {
 	Explanation
-	Cause error
+	Cause error          // may be nil
+	Said  []nixlog.Error // Nix's own words, if it said any
 }
 
 func (e *Error) Error() string {
@@ -99,7 +113,7 @@ func Explain(f Facts) Explanation {
 	if f.Stopped || strings.Contains(said, "interrupted by the user") {
 		return Explanation{
 			Class:   Killed,
-			Summary: "the job was ended from outside while it was to " + string(f.Step),
+			Summary: "the job was ended from outside, while " + f.Step.doing(),
 			Advice:  "It was cancelled, took longer than its time limit, or the builder VM was shut down. Drop it again to try again.",
 		}
 	}
@@ -164,7 +178,8 @@ func cause(e nixlog.Error) string {
 func headline(text string) string {
 	for line := range strings.SplitSeq(text, "\n") {
 		if line = strings.TrimSpace(line); line != "" {
-			return strings.TrimSuffix(line, ";")
+			line = strings.TrimSuffix(line, " Definition values:")
+			return strings.TrimRight(line, ";:.")
 		}
 	}
 	return "no reason given"

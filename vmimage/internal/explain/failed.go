@@ -8,7 +8,7 @@ import (
 )
 
 // Failed explains a Nix command that did not succeed. With adds what the
-// caller knows beyond the command.
+// caller knows beyond the command; it may be nil.
 func Failed(step Step, log *nixlog.Log, err error, with func(*Facts)) error {
 	var exit *nix.ExitError
 	if !errors.As(err, &exit) {
@@ -16,6 +16,8 @@ func Failed(step Step, log *nixlog.Log, err error, with func(*Facts)) error {
 	}
 	f := FactsOf(step, log)
 	f.Signal, f.Stopped = exit.Signal, exit.Stopped
-	with(&f)
-	return &Error{Explanation: Explain(f), Cause: err}
+	if with != nil {
+		with(&f)
+	}
+	return &Error{Explanation: Explain(f), Cause: err, Said: log.Errors()}
 }

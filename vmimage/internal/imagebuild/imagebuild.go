@@ -90,7 +90,7 @@ func Build(ctx context.Context, o Options) (Report, error) {
 	}
 	b := &builder{
 		Options: o,
-		nix:     nix.Runner{Env: environment(), Dir: o.Work, Sink: o.Say},
+		nix:     nix.Runner{Env: environment(), Dir: o.Work, Sink: onceWarned(o.Say)},
 		report:  &report,
 	}
 	err := b.build(ctx)
@@ -268,7 +268,10 @@ func (b *builder) evaluate(ctx context.Context) (answer, error) {
 func (b *builder) ask(ctx context.Context, file, generators string) (answer, error) {
 	path := b.report.Nixpkgs.Path
 	args := []string{
-		"--eval", "--strict", "--json", "--read-write-mode", "-I", "nixpkgs=" + path,
+		"--eval", "--strict", "--json", "--read-write-mode",
+		// What a throw of the configuration's own is at is said in the trace alone.
+		"--show-trace",
+		"-I", "nixpkgs=" + path,
 		file,
 		"--argstr", "nixpkgs", path,
 		"--argstr", "configuration", filepath.Join(b.Source, b.Entry),
@@ -294,10 +297,9 @@ func (b *builder) ask(ctx context.Context, file, generators string) (answer, err
 }
 
 func (b *builder) failed(step explain.Step, log *nixlog.Log, err error, oom bool) error {
-	said := explain.Failed(step, log, err, func(f *explain.Facts) {
+	return explain.Failed(step, log, err, func(f *explain.Facts) {
 		f.Source, f.Entry, f.OOM, f.Read = b.Source, b.Entry, oom, os.ReadFile
 	})
-	return &messages{said, log.Errors()}
 }
 
 // realise builds a derivation, and roots it under a name.

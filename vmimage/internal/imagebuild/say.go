@@ -2,22 +2,21 @@ package imagebuild
 
 import (
 	"errors"
+	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
 	"osbuilder/vmimage/internal/explain"
-	"osbuilder/vmimage/internal/nixlog"
 )
 
-// messages is an explained error with all that Nix said.
-type messages struct {
-	error
-	nix []nixlog.Error
-}
+// Of a message longer than this, with its trace, the middle is left out.
+const (
+	headLines = 60
+	tailLines = 140
+)
 
-func (m *messages) Unwrap() error { return m.error }
-
-// Explain says a failure: the cause first, then Nix's own words in full.
+// Explain says a failure: the cause first, then Nix's own words.
 func Explain(e explain.Explanation, err error, say func(line string)) {
 	say("")
 	say("FAILED (" + string(e.Class) + "): " + e.Summary)
@@ -30,20 +29,43 @@ func Explain(e explain.Explanation, err error, say func(line string)) {
 	if e.Advice != "" {
 		say("What to do: " + e.Advice)
 	}
-	var m *messages
-	if !errors.As(err, &m) || len(m.nix) == 0 {
+	var m *explain.Error
+	if !errors.As(err, &m) || len(m.Said) == 0 {
 		return
 	}
 	say("")
 	say("In Nix's own words:")
 	var said []string
-	for _, n := range m.nix {
+	for _, n := range m.Said {
 		if slices.Contains(said, n.Message) {
 			continue
 		}
 		said = append(said, n.Message)
-		for line := range strings.SplitSeq(n.Message, "\n") {
+		lines := strings.Split(n.Message, "\n")
+		if left := len(lines) - headLines - tailLines; left > 0 {
+			lines = slices.Concat(lines[:headLines], []string{fmt.Sprintf("(%d lines of the trace are left out)", left)}, lines[headLines+left:])
+		}
+		for _, line := range lines {
 			say(line)
 		}
+	}
+}
+
+// retry is the part of a warning that differs each time.
+var retry = regexp.MustCompile(`retrying in [\d.]+ m?s`)
+
+// onceWarned lets each warning through once: every command of Nix finds anew
+// that a cache can't be reached.
+func onceWarned(say func(line string)) func(line string) {
+	seen := map[string]bool{}
+	return func(line string) {
+		if strings.HasPrefix(line, "warning:") {
+			key := retry.ReplaceAllString(line, "")
+			if seen[key] {
+				return
+			}
+			seen[key] = true
+		}
+		say(line)
 	}
 }

@@ -29,6 +29,7 @@ type Log struct {
 	activities map[uint64]*activity
 	totals     map[int]*count // by activity type, of those that stopped
 	building   []uint64       // in order of start
+	last       string         // derivation of the build that ended last
 
 	errors   []Error
 	warnings []string
@@ -139,6 +140,7 @@ func (l *Log) stop(id uint64) {
 	}
 	delete(l.activities, id)
 	if a.kind == Build {
+		l.last = a.drv
 		l.building = slices.DeleteFunc(l.building, func(b uint64) bool { return b == id })
 	}
 	total := l.total(a.kind)
@@ -353,13 +355,17 @@ func (l *Log) Plan() Plan { return l.plan }
 // BuildLog is the last lines of a derivation's log.
 func (l *Log) BuildLog(drv string) []string { return l.logs[drv] }
 
-// Building are the derivations that were being built at the end.
+// Building are the derivations that were being built at the end, or else the
+// one whose build ended last: some versions end it before they say why.
 func (l *Log) Building() []string {
 	var drvs []string
 	for _, id := range l.building {
 		if a := l.activities[id]; a != nil {
 			drvs = append(drvs, a.drv)
 		}
+	}
+	if len(drvs) == 0 && l.last != "" {
+		drvs = append(drvs, l.last)
 	}
 	return drvs
 }

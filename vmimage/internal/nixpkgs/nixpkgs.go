@@ -216,7 +216,13 @@ func (r Resolver) fetch(ctx context.Context, pin Pin) (path, hash string, err er
 	}
 	out, log, err := r.Nix.Run(ctx, "nix-prefetch-url", args...)
 	if err != nil {
-		return "", "", explain.Failed(explain.Fetch, log, err, func(f *explain.Facts) {})
+		err = explain.Failed(explain.Fetch, log, err, nil)
+		var e *explain.Error
+		if errors.As(err, &e) && e.Class == explain.Hash {
+			e.Summary = "nixpkgs from " + nixlog.Plain(pin.URL) + " is not the one that was pinned"
+			e.Advice = "What lies at that address has changed. If that is right, remove the pin: it is then written anew."
+		}
+		return "", "", err
 	}
 	lines := strings.Fields(string(out))
 	if len(lines) != 2 {

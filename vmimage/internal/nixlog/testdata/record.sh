@@ -25,7 +25,7 @@ make_image() {
   rm "$tar"
 }
 
-# trim leaves out what evaluation says of each file that it hashes, and of the
+# trim leaves out of a recording what evaluation says of each file that it hashes, and of the
 # numbers those that say what the last line of their kind did.
 trim() {
   awk '
@@ -39,7 +39,13 @@ trim() {
       last[key] = $0
     }
     { print }
-  ' "$1"
+  ' "$1" | perl -pe '
+    # Of a long trace, its ends, without the source beside each frame.
+    my @frames = split /(?=\\n\\n? *(?:\\u2026|…) )/;
+    $_ = join "", @frames[0, 1], @frames[-6 .. -1] if @frames > 8;
+    s/,"trace":\[.*\](?=[,}])//; # the same once more, in another form
+    s/\\n +\d*\|(?:(?!\\n)[^"])*(?=\\n)//g if length > 3000;
+  '
 }
 
 for suite in "${suites[@]}"; do
