@@ -267,6 +267,14 @@ ln -s "$(readlink -f result)" "$OUT/hello"
 	}
 }
 
+// The site's settings of Nix are the VM's.
+func TestNixConfOfTheSite(t *testing.T) {
+	out, err := onVM(t, installation.connect(t), "nix config show log-lines")
+	if err != nil || strings.TrimSpace(out) != "51" {
+		t.Errorf("log-lines is %q (%v); VM_NIX_CONF says 51", out, err)
+	}
+}
+
 // Whether the VM has KVM, and why not, is one line of its log.
 func TestKVMIsSaid(t *testing.T) {
 	line := regexp.MustCompile(`(?m)^KVM: (yes|no)\b.*$`)

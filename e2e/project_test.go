@@ -140,6 +140,7 @@ func newProject(ctx context.Context) (*project, error) {
 		"PUID="+strconv.Itoa(uid),
 		"PGID="+strconv.Itoa(gid),
 		"AUTHORIZED_KEYS="+strings.TrimSpace(string(ssh.MarshalAuthorizedKey(p.signer.PublicKey())))+" person@e2e",
+		"VM_NIX_CONF=# of the test\nlog-lines = 51",
 		"CPU_CORES=2", "RAM_SIZE=2G", "DISK_SIZE=8G", "SLOTS=2",
 		"LOG_FORMAT=json", "LOG_LEVEL=debug", "SETTLE=500ms", "RESCAN=2s",
 	)
