@@ -96,12 +96,16 @@ ENV
   PROJECT_ENV=(--env-file "$FOLDER/env")
 }
 
-# own_world: no setting of an installation in this folder may leak into the proof.
+# own_world: no setting of an installation in this folder may leak into the proof, but what the VM is made from and its cache.
 own_world() {
-  local name
+  local name nixpkgs conf
+  nixpkgs=$(setting VM_NIXPKGS)
+  conf=$(setting VM_NIX_CONF)
   while read -r name; do
-    case $name in BASE_* | VM_NIXPKGS | VM_NIX_CONF | SSH_PORT | VIEWER_PORT) ;; *) unset "$name" ;; esac
+    case $name in BASE_* | SSH_PORT | VIEWER_PORT) ;; *) unset "$name" ;; esac
   done < <(sed -n 's/^#\{0,1\} *\([A-Z_]*\)=.*/\1/p' .env.example)
+  [ -z "$nixpkgs" ] || export VM_NIXPKGS=$nixpkgs
+  [ -z "$conf" ] || export VM_NIX_CONF=$conf
 }
 
 # drop FILE NAME: puts a job in whole, by rename.
@@ -204,6 +208,8 @@ write_report() {
     say "| image | digest |"
     say "|---|---|"
     for image in "$BASE_NIX" "$BASE_GO" "$BASE_DEBIAN" "$(vm_image)"; do say "| \`$image\` | $(digest_of "$image") |"; done
+    say ""
+    say "Compose $WORLD_COMPOSE, $(docker run --rm --network none --entrypoint qemu-system-x86_64 "$(vm_image)" --version 2>/dev/null | head -n 1)."
     say ""
     say "nixpkgs of the VM, as it was resolved:"
     say ""
