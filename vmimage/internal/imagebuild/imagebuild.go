@@ -100,14 +100,14 @@ func Build(ctx context.Context, o Options) (Report, error) {
 	return report, err
 }
 
-// environment makes Nix use the daemon, as a user that it doesn't trust has to.
+// environment makes Nix use the daemon, as a user that it doesn't trust has
+// to, and say all without regard to a terminal or a language.
 func environment() []string {
-	env := os.Environ()
+	env := []string{"LC_ALL=C.UTF-8", "NO_COLOR=1", "TERM=dumb"}
 	if _, err := os.Stat("/nix/var/nix/daemon-socket/socket"); err == nil && os.Getuid() != 0 {
 		env = append(env, "NIX_REMOTE=daemon")
 	}
-	// Nothing of ours is for a terminal, and its words are told apart.
-	return append(env, "LC_ALL=C.UTF-8", "NO_COLOR=1", "TERM=dumb")
+	return env
 }
 
 func explained(ctx context.Context, err error) *explain.Explanation {
@@ -141,11 +141,7 @@ func (b *builder) build(ctx context.Context) error {
 	if err := b.timed(&b.report.Times.Fetch, func() error { return b.getNixpkgs(ctx) }); err != nil {
 		return err
 	}
-	var image answer
-	err = b.timed(&b.report.Times.Evaluate, func() error {
-		image, err = b.evaluate(ctx)
-		return err
-	})
+	image, err := b.evaluate(ctx)
 	if err != nil {
 		return err
 	}
@@ -158,7 +154,7 @@ func (b *builder) build(ctx context.Context) error {
 func (b *builder) timed(to *int64, do func() error) error {
 	start := time.Now()
 	err := do()
-	*to = time.Since(start).Milliseconds()
+	*to += time.Since(start).Milliseconds()
 	return err
 }
 
@@ -239,7 +235,8 @@ func (b *builder) evaluate(ctx context.Context) (answer, error) {
 	}
 	if a.Generators != "" {
 		b.Say("this nixpkgs has no image.modules: its nixos-generators is used")
-		if err := b.realise(ctx, a.Generators, "nixos-generators"); err != nil {
+		err := b.timed(&b.report.Times.Build, func() error { return b.realise(ctx, a.Generators, "nixos-generators") })
+		if err != nil {
 			return answer{}, err
 		}
 		outputs, err := b.outputs(ctx, a.Generators)
@@ -265,7 +262,15 @@ func (b *builder) evaluate(ctx context.Context) (answer, error) {
 	return a, b.checkSystem(a.System)
 }
 
-func (b *builder) ask(ctx context.Context, file, generators string) (answer, error) {
+func (b *builder) ask(ctx context.Context, file, generators string) (a answer, err error) {
+	err = b.timed(&b.report.Times.Evaluate, func() error {
+		a, err = b.instantiate(ctx, file, generators)
+		return err
+	})
+	return a, err
+}
+
+func (b *builder) instantiate(ctx context.Context, file, generators string) (answer, error) {
 	path := b.report.Nixpkgs.Path
 	args := []string{
 		"--eval", "--strict", "--json", "--read-write-mode",

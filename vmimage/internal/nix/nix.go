@@ -16,15 +16,18 @@ import (
 	"osbuilder/vmimage/internal/nixlog"
 )
 
-// grace is how long a command has to end by itself after SIGTERM.
+// grace is shorter than what systemd grants a job.
 const grace = 8 * time.Second
 
 // A Runner runs commands in one environment.
 type Runner struct {
-	Env []string // nil is the program's own
+	Env []string // beyond the program's own
 	Dir string   // empty is the program's own
 	// Sink gets what the commands say, in plain lines.
 	Sink func(line string)
+	// Grace is how long a command has to end by itself after SIGTERM; 0 is a
+	// few seconds.
+	Grace time.Duration
 }
 
 // An ExitError says how a command ended that did not succeed.
@@ -68,11 +71,14 @@ func (r Runner) Query(ctx context.Context, name string, args ...string) (string,
 
 func (r Runner) run(ctx context.Context, log *nixlog.Log, name string, args []string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env, cmd.Dir = r.Env, r.Dir
+	cmd.Dir = r.Dir
+	cmd.Env = append(cmd.Environ(), r.Env...)
 	// A group of its own, so that what it started ends with it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
-	cmd.WaitDelay = grace
+	if cmd.WaitDelay = r.Grace; cmd.WaitDelay == 0 {
+		cmd.WaitDelay = grace
+	}
 
 	var stdout bytes.Buffer
 	read, write := io.Pipe()
