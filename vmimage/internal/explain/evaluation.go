@@ -75,7 +75,7 @@ var shapes = []shape{
 	},
 }
 
-func evaluation(f Facts, said string) (Explanation, bool) {
+func evaluation(f Facts, _ string) (Explanation, bool) {
 	if f.Step != Evaluate || len(f.Errors) == 0 {
 		return Explanation{}, false
 	}

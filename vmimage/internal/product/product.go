@@ -108,11 +108,11 @@ func isFile(path string) bool {
 
 func resolve(paths ...string) ([]string, error) {
 	for i, path := range paths {
-		real, err := filepath.EvalSymlinks(path)
+		file, err := filepath.EvalSymlinks(path)
 		if err != nil {
 			return nil, fmt.Errorf("find the image: %w", err)
 		}
-		paths[i] = real
+		paths[i] = file
 	}
 	return paths, nil
 }

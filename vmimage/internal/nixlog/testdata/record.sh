@@ -16,6 +16,7 @@ suites=("$@")
 
 make_image() {
   local suite=$1 image=$2 mirror tar
+  # shellcheck disable=SC2016 # apt's own placeholders
   mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' 2>/dev/null | head -n 1)
   tar=$(mktemp --suffix=.tar)
   # A suite that moves may be served from a mirror that stands still.
