@@ -257,7 +257,7 @@ func (d *Dispatcher) finished(ctx context.Context, builder string, w *worker, f 
 	}
 	d.cfg.Log.Info("job finished", zap.String("job", f.job.Name), zap.String("id", string(f.job.ID)),
 		zap.String("status", string(r.Status)), exitCode(r), said("signal", r.Signal), said("reason", r.Reason),
-		said("advice", failure.Advice), zap.Duration("duration", time.Duration(r.Duration)*time.Millisecond))
+		zap.Duration("duration", time.Duration(r.Duration)*time.Millisecond))
 	return d.update(ctx, f, job.Finished, r.Reason, func(j *job.Job) { j.Result, j.Why = &r, "" })
 }
 

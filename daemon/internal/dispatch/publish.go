@@ -64,14 +64,7 @@ func (d *Dispatcher) published(ctx context.Context, f *flight, folder string) er
 	if err := d.update(ctx, f, event, "", func(j *job.Job) { j.Output, j.Why = folder, "" }); err != nil {
 		return err
 	}
-	var bytes int64
-	for _, a := range f.job.Artifacts {
-		bytes += a.Size
-	}
-	failure, _ := job.ReportedFailure(f.job.Result.Report)
-	d.cfg.Log.Info("job is "+string(f.job.State), zap.String("job", f.job.Name), zap.String("id", string(f.job.ID)),
-		zap.String("output", folder), zap.Int("artifacts", len(f.job.Artifacts)), zap.Int64("bytes", bytes),
-		said("reason", f.job.Result.Reason), said("advice", failure.Advice), zap.Duration("after", f.job.Updated.Sub(f.job.Created).Round(time.Millisecond)))
+	d.sayOutcome(f.job)
 	err := f.log.Close()
 	f.log = nil
 	if err != nil {
@@ -85,6 +78,24 @@ func (d *Dispatcher) published(ctx context.Context, f *flight, folder string) er
 		d.remove(f)
 	}
 	return nil
+}
+
+// sayOutcome is the last that the log says of a job: of a failure the cause
+// first, and what to do.
+func (d *Dispatcher) sayOutcome(j job.Job) {
+	fields := []zap.Field{zap.String("job", j.Name)}
+	if j.State == job.Done {
+		var bytes int64
+		for _, a := range j.Artifacts {
+			bytes += a.Size
+		}
+		fields = append(fields, zap.Int("artifacts", len(j.Artifacts)), zap.Int64("bytes", bytes))
+	} else {
+		failure, _ := job.ReportedFailure(j.Result.Report)
+		fields = append(fields, said("reason", j.Result.Reason), exitCode(*j.Result), said("advice", failure.Advice))
+	}
+	d.cfg.Log.Info("job is "+string(j.State), append(fields, zap.String("output", j.Output), zap.String("id", string(j.ID)),
+		zap.Duration("after", j.Updated.Sub(j.Created).Round(time.Millisecond)))...)
 }
 
 // unpublished plans the next try, or gives up where none can help.
