@@ -181,7 +181,7 @@ write_report() {
   image=$(image_of "$NAME")
   arm=$(image_of "$NAME-arm")
   revision=$(git -c safe.directory="$ROOT" rev-parse HEAD 2>/dev/null || echo unknown)
-  dirty=$(git -c safe.directory="$ROOT" status --porcelain 2>/dev/null | grep -v 'docs/proof/' | head -n 1)
+  dirty=$(git -c safe.directory="$ROOT" status --porcelain 2>/dev/null | grep -v 'docs/proof/' | head -n 1) || true
   mkdir -p "$(dirname "$REPORT")"
   {
     if [ "$FLAVOUR" = nixos ]; then
