@@ -9,6 +9,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -50,6 +51,9 @@ func (b *Inbox) copyTree(ctx context.Context, from, to string) error {
 		}
 		if strings.Count(name, "/") >= maxTreeDepth {
 			return refuse("Make it flatter.", "its folders are more than %d deep", maxTreeDepth)
+		}
+		if !utf8.ValidString(name) {
+			return refuse("Rename it.", "the name %q in it is not valid UTF-8", name)
 		}
 		info, err := d.Info()
 		if err != nil {
@@ -108,30 +112,39 @@ func copyMember(ctx context.Context, source *os.Root, name string, info fs.FileI
 	return nil
 }
 
-// copyLink copies a link that stays in the folder. It goes up first and then
-// down, if at all: going up behind a name, it could leave by another link.
+// copyLink copies a link that stays in the folder.
 func copyLink(source *os.Root, name, target string) error {
 	to, err := source.Readlink(name)
 	if err != nil {
 		return gone(err)
 	}
-	climbing := true
+	switch {
+	case stays(name, to):
+		return os.Symlink(to, target)
+	case strings.HasPrefix(to, "/nix/store/"):
+		return refuse("It is left over from a build: remove it.", "the link %s in it leads out of the folder, to %s", quote(name), quote(to))
+	default:
+		return refuse("Put what it leads to in its place, or remove it.", "the link %s in it leads out of the folder, or may, to %s", quote(name), quote(to))
+	}
+}
+
+// stays reports whether a link called name, its path in a folder, stays in that
+// folder whatever other such links are there. So it may go up first and then
+// down: going up behind a name, it could leave by another link.
+func stays(name, to string) bool {
+	down := false
 	for part := range strings.SplitSeq(to, "/") {
-		switch {
-		case part != "..":
-			climbing = climbing && part == "."
-		case !climbing:
-			return refuse("Write its target without `..` behind a name.", "the link %s in it leads to %s, which may be outside", quote(name), quote(to))
+		switch part {
+		case "", ".": // nowhere
+		case "..":
+			if down {
+				return false
+			}
+		default:
+			down = true
 		}
 	}
-	if path.IsAbs(to) || !filepath.IsLocal(path.Join(path.Dir(name), to)) {
-		advice := "Put what it leads to in its place, or remove it."
-		if strings.HasPrefix(to, "/nix/store/") {
-			advice = "It is left over from a build: remove it."
-		}
-		return refuse(advice, "the link %s in it leads out of the folder, to %s", quote(name), quote(to))
-	}
-	return os.Symlink(to, target)
+	return utf8.ValidString(to) && !path.IsAbs(to) && filepath.IsLocal(path.Join(path.Dir(name), to))
 }
 
 // syncFolders makes the names in a folder and below last.

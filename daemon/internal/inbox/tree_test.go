@@ -151,10 +151,11 @@ func TestRefusedFolders(t *testing.T) {
 		also  func(path string) error
 		says  string
 	}{
-		"absolute link":        {with(map[string]string{"a": "-> /etc/shadow"}), nil, "the link a in it leads out of the folder, to /etc/shadow"},
+		"absolute link":        {with(map[string]string{"a": "-> /etc/shadow"}), nil, "the link a in it leads out of the folder, or may, to /etc/shadow"},
 		"result of nix-build":  {with(map[string]string{"result": "-> /nix/store/x-y"}), nil, "left over from a build: remove it"},
 		"climbing link":        {with(map[string]string{"s/a": "-> ../../x"}), nil, "the link s/a in it leads out"},
-		"climbing behind name": {with(map[string]string{"d": "-> .", "a": "-> d/../../x"}), nil, "which may be outside"},
+		"climbing behind name": {with(map[string]string{"d": "-> .", "a": "-> d/../../x"}), nil, "leads out of the folder, or may, to d/../../x"},
+		"odd name":             {with(map[string]string{"a\xff": "x"}), nil, "not valid UTF-8"},
 		"pipe":                 {with(nil), func(path string) error { return unix.Mkfifo(path+"/p", 0o644) }, "p in it is neither a file nor a folder, but a named pipe"},
 		"too deep":             {with(map[string]string{deep: "x"}), nil, "more than 64 deep"},
 		"too large": {with(nil), func(path string) error {
@@ -320,4 +321,49 @@ func TestInputsAreTheSameEachTime(t *testing.T) {
 	if len(digests) != 2 || digests[0] != digests[1] {
 		t.Errorf("digests %q", digests)
 	}
+}
+
+// Links that stay, made in one folder, can't be followed out of it. Each is
+// written "name target".
+func FuzzLinksStay(f *testing.F) {
+	for _, seed := range [][3]string{
+		{"a ../x", "d .", "d/e ../.."},
+		{"d .", "a d/../../x", "b a/.."},
+		{"s/t ../..", "s/u ../../s", "v s/u/t"},
+		{"l a/b/../..", "m ./..//..", "n ."},
+		{"x /etc", "y y", "z s/../y"},
+	} {
+		f.Add(seed[0], seed[1], seed[2])
+	}
+	f.Fuzz(func(t *testing.T, a, b, c string) {
+		outer, err := filepath.EvalSymlinks(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		inner := filepath.Join(outer, "in", "ner")
+		for _, dir := range []string{"s/t", "a/b"} {
+			if err := os.MkdirAll(filepath.Join(inner, dir), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var made []string
+		for _, link := range []string{a, b, c} {
+			name, to, ok := strings.Cut(link, " ")
+			if !ok || !filepath.IsLocal(name) || strings.ContainsAny(link, "\x00") || filepath.Clean(name) != name || !stays(name, to) {
+				continue
+			}
+			// Its folder has to be one, and not a link: so it is in a folder that was dropped.
+			dir, err := filepath.EvalSymlinks(filepath.Dir(filepath.Join(inner, name)))
+			if err != nil || dir != filepath.Dir(filepath.Join(inner, name)) || os.Symlink(to, filepath.Join(inner, name)) != nil {
+				continue
+			}
+			made = append(made, name)
+		}
+		for _, name := range made {
+			where, err := filepath.EvalSymlinks(filepath.Join(inner, name))
+			if err == nil && where != inner && !strings.HasPrefix(where, inner+"/") {
+				t.Errorf("%q leads to %s, out of %s; links %q, %q, %q", name, where, inner, a, b, c)
+			}
+		}
+	})
 }
