@@ -74,6 +74,6 @@ case ${1:-} in
     have gcc || have cc || need_packages "The race detector" gcc libc6-dev
     go test -race ./...
     ;;
-  e2e-build) go test -race -tags e2e -c -o /dev/null ./e2e ;;
+  e2e-build) go test -race -tags e2e -c -o /dev/null ./e2e/... ;;
   *) die "checks.sh does not know «${1:-}»." "It knows lint, unit and e2e-build." ;;
 esac

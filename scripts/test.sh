@@ -104,7 +104,7 @@ end_to_end() {
   start=$(date +%s)
   say "==> End-to-end test"
   OSBUILDER_E2E_COMPOSE="${COMPOSE[*]}" OSBUILDER_E2E_ENV_FILE="$OWN/test.env" OSBUILDER_E2E_IMAGES=osbuilder-test \
-    go test -race -tags e2e -count=1 -timeout 25m -v ./e2e/... 2>&1 </dev/null | tee "$LOGS/e2e.log" || rc=$?
+    go test -race -tags e2e -count=1 -p 1 -timeout 25m -v ./e2e/... 2>&1 </dev/null | tee "$LOGS/e2e.log" || rc=$?
   if [ "$rc" -eq 0 ]; then
     printf 'e2e\t%s\tok\n' $(($(date +%s) - start)) >>"$LOGS/times"
   else
@@ -156,7 +156,7 @@ need_compose
 note_others
 write_settings
 BUILT=yes
-step images "Building the sidecar, the VM's boot image and its container" compose --progress plain build || BUILT=no
+step images "Building the sidecar, the VM's boot image and its container" compose --progress plain --profile build build || BUILT=no
 step maker "Building the container that makes the NixOS VM's image, with Debian's Nix" build_maker || BUILT=no
 say "==> Waiting for lint and unit tests"
 wait "$CHECKS"

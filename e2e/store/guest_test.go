@@ -25,7 +25,10 @@ type bench struct {
 }
 
 // A disk of a guest, in the bench's folder.
-type disk struct{ file, serial string }
+type disk struct {
+	file, serial string
+	readOnly     bool
+}
 
 // A boot is one start of a guest.
 type boot struct {
@@ -59,7 +62,7 @@ func (b *bench) run(t *testing.T, what boot) outcome {
 	}
 	for i, d := range what.disks {
 		args = append(args,
-			"-drive", fmt.Sprintf("file=%s,if=none,id=d%d,format=raw,discard=unmap", d.file, i),
+			"-drive", fmt.Sprintf("file=%s,if=none,id=d%d,format=raw,discard=unmap,readonly=%s", d.file, i, onOff[d.readOnly]),
 			"-device", fmt.Sprintf("virtio-blk-pci,drive=d%d,serial=%s", i, d.serial))
 	}
 	start := time.Now()
@@ -94,6 +97,8 @@ func (b *bench) run(t *testing.T, what boot) outcome {
 	}
 	return o
 }
+
+var onOff = map[bool]string{true: "on", false: "off"}
 
 func letters(r rune) rune {
 	if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' {

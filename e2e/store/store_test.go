@@ -36,10 +36,10 @@ var (
 
 func stopped(version string) []string { return []string{"stop", "0", "ext4", "0", "system", version} }
 
-func image(version string) disk { return disk{"image" + version, "image" + version} }
+func image(version string) disk { return disk{"image" + version, "image" + version, true} }
 
 // data is the builder's disk.
-func data(file string) disk { return disk{file, "builderdata"} }
+func data(file string) disk { return disk{file: file, serial: "builderdata"} }
 
 func TestStore(t *testing.T) {
 	b := newBench(t)
@@ -222,17 +222,17 @@ func testChoice(t *testing.T, b *bench) {
 			state: "ephemeral: /dev/vdc is neither blank nor the builder's (unknown data): it was left alone; give the VM another disk, or wipe this one yourself",
 		},
 		{
-			name: "foreign behind zeros", disks: []disk{{"behind", "x"}},
+			name: "foreign behind zeros", disks: []disk{{file: "behind"}},
 			bytes: map[string][]byte{"behind": append(make([]byte, 2*mib), foreign...)},
 			state: "ephemeral: no data disk: vdc was left alone, since it is neither blank nor the builder's",
 		},
 		{
-			name: "two blank", disks: []disk{{"blank1", "x"}, {"blank2", "y"}},
+			name: "two blank", disks: []disk{{file: "blank1"}, {file: "blank2"}},
 			bytes: map[string][]byte{"blank1": make([]byte, size), "blank2": make([]byte, size)},
 			state: "ephemeral: several blank disks (vdc vdd): none was taken; give the one for the builder the serial number builderdata",
 		},
 		{
-			name: "two blank, one named", disks: []disk{{"other", "x"}, data("named")},
+			name: "two blank, one named", disks: []disk{{file: "other"}, data("named")},
 			bytes: map[string][]byte{"other": make([]byte, size)},
 			state: "persistent: /dev/vdd",
 		},
