@@ -187,6 +187,7 @@ func testFull(t *testing.T, b *bench) {
 				boot_image 1; start
 				value system "$(cat /run/current-system/own/version)"
 				value ext4 "$(grep -c ' ext4 ' /proc/mounts)"
+				nix-store --load-db </nix/store/nix-path-registration
 				nix-store --verify >/dev/null 2>&1; value verify "$?"`})
 			o.want(t, inRAM, []string{"start", "1", "system", "1", "ext4", "0", "verify", "0"})
 			if !strings.HasPrefix(o.values["state"], "ephemeral: ") {
