@@ -290,7 +290,15 @@ func (b *builder) instantiate(ctx context.Context, file, generators string) (ans
 	if generators != "" {
 		args = append(args, "--argstr", "generators", generators)
 	}
-	out, log, err := b.nix.Run(ctx, "nix-instantiate", args...)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	watch := &worldWatch{say: b.nix.Sink, stop: stop}
+	run := b.nix
+	run.Sink = watch.line
+	out, log, err := run.Run(ctx, "nix-instantiate", args...)
+	if watch.stopped != "" {
+		return answer{}, tooMuch("evaluation would compile all packages, from "+watch.stopped+" on", unreachable(log))
+	}
 	if err != nil {
 		return answer{}, b.failed(explain.Evaluate, log, err, false)
 	}

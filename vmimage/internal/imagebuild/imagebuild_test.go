@@ -196,6 +196,16 @@ func TestItDoesNotCompileTheWorld(t *testing.T) {
 			}
 		})
 	}
+	t.Run("not while it evaluates, either", func(t *testing.T) {
+		w := newWorld(t)
+		w.write(t, "begun.err", recorded(t, "2.34-daemon/dryrun-nocache")+
+			`@nix {"action":"start","id":1,"type":105,"level":3,"fields":["/nix/store/00000000000000000000000000000000-bootstrap-stage0-gcc.drv","",1,1]}`+"\n")
+		w.program(t, "nix-instantiate", "cat begun.err >&2; exec sleep 60")
+		report, err := imagebuild.Build(t.Context(), w.Options)
+		if err == nil || report.Error.Class != explain.Cache || !strings.Contains(report.Error.Summary, "bootstrap-stage0-gcc") {
+			t.Errorf("%v, %+v", err, report.Error)
+		}
+	})
 	t.Run("but a few derivations without a cache", func(t *testing.T) {
 		w := newWorld(t)
 		w.write(t, "plan.err", recorded(t, "2.34-daemon/dryrun-nocache"))

@@ -30,6 +30,9 @@ type Runner struct {
 	Grace time.Duration
 }
 
+// silent says what those commands do that may say nothing for minutes.
+var silent = map[string]string{"nix-instantiate": "evaluating", "nix-prefetch-url": "downloading"}
+
 // An ExitError says how a command ended that did not succeed.
 type ExitError struct {
 	Command string
@@ -54,6 +57,9 @@ func (e *ExitError) Error() string {
 // why the command could not be started.
 func (r Runner) Run(ctx context.Context, name string, args ...string) ([]byte, *nixlog.Log, error) {
 	log := nixlog.New(r.Sink, time.Now)
+	if doing, ok := silent[name]; ok {
+		log.Doing = doing
+	}
 	out, err := r.run(ctx, log, name, append(args, "--log-format", "internal-json"))
 	return out, log, err
 }

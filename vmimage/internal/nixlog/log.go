@@ -25,6 +25,8 @@ type Log struct {
 	// Interval is the least time between two lines of progress; Silence the
 	// time without any line after which there is one all the same.
 	Interval, Silence time.Duration
+	// Doing is what a command does of which nothing is heard: "evaluating".
+	Doing string
 
 	activities map[uint64]*activity
 	totals     map[int]*count // by activity type, of those that stopped
@@ -70,7 +72,7 @@ func New(sink func(line string), now func() time.Time) *Log {
 	t := now()
 	return &Log{
 		sink: sink, now: now,
-		Interval: 5 * time.Second, Silence: time.Minute,
+		Interval: 5 * time.Second, Silence: time.Minute, Doing: "at work",
 		activities: map[uint64]*activity{},
 		totals:     map[int]*count{},
 		logs:       map[string][]string{},
@@ -294,9 +296,9 @@ func (l *Log) alive(now time.Time) string {
 		}
 	}
 	if line := l.Progress(); line != "" {
-		return "still at work: " + line
+		return "still " + l.Doing + ": " + line
 	}
-	return "still at work"
+	return "still " + l.Doing
 }
 
 // Progress is the state in one line, empty before there is anything to count.
