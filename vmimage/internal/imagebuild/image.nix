@@ -63,7 +63,9 @@ let
       ...
     }:
     let
-      off = lib.mkImageMediaOverride;
+      # Just above mkImageMediaOverride, which the installer's module itself uses
+      # for some of these: definitions of one priority would be merged.
+      off = lib.mkOverride 59;
       loader = options.boot.loader;
     in
     {
@@ -76,9 +78,12 @@ let
         generic-extlinux-compatible.enable = off false;
         efi.canTouchEfiVariables = off false;
       }
+      # Others, where this nixpkgs has them.
       // lib.optionalAttrs (loader ? limine) { limine.enable = off false; }
       # isolinux takes 0 for "wait for ever".
       // lib.optionalAttrs (written.boot.loader.timeout == 0) { timeout = off 1; };
+      # It fails where there is no such file system.
+      services = lib.optionalAttrs (options.services ? btrfs) { btrfs.autoScrub.enable = off false; };
     };
 
   # Mounts that need no disk of this machine stay.
@@ -196,8 +201,9 @@ let
       resume = lib.optional (
         was.boot.resumeDevice != is.boot.resumeDevice
       ) "boot.resumeDevice (${was.boot.resumeDevice}): nothing to resume from";
+      scrub = lib.optional (was.services.btrfs.autoScrub.enable or false) "services.btrfs.autoScrub: no disk to scrub";
     in
-    mounts ++ swaps ++ luks ++ loaders ++ resume;
+    mounts ++ swaps ++ luks ++ loaders ++ resume ++ scrub;
 
   # --- the answer ---
 
