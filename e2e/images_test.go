@@ -1,0 +1,280 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"encoding/base64"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// The fixture stands in for nixpkgs where no Nix cache can be reached: it makes
+// its image from the VM's own Debian. A script job puts it into the VM's store,
+// and NIXPKGS names it there, as a user names any nixpkgs by a path.
+var fixture string
+
+func useFixture(t *testing.T) {
+	t.Helper()
+	if fixture != "" {
+		return
+	}
+	fixture = addToStore(t, "fakenixpkgs")
+	set(t, "NIXPKGS="+fixture)
+}
+
+// addToStore puts a folder of testdata/ into the VM's store and returns its path.
+func addToStore(t *testing.T, name string) string {
+	t.Helper()
+	p := installation
+	p.drop(t, "add-"+name+".sh", "base64 -d <<'TAR' | tar -xz\n"+archive(t, filepath.Join(p.root, "testdata", name))+
+		"\nTAR\nln -s \"$(nix-store --add '"+name+"')/lib/.version\" \"$OUT/version\"\nreadlink \"$OUT/version\"\n")
+	r := p.outcome(t, "add-"+name)
+	path := regexp.MustCompile(`/nix/store/[^/\s]+`).FindString(r.log)
+	if r.Status != "succeeded" || path == "" {
+		t.Fatalf("%s is not in the VM's store: %s, %s\n%s", name, r.Status, r.Reason, r.log)
+	}
+	return path
+}
+
+// archive is a folder as a compressed tar, in base64.
+func archive(t *testing.T, dir string) string {
+	t.Helper()
+	var out bytes.Buffer
+	lines := base64.NewEncoder(base64.StdEncoding, &out)
+	zip := gzip.NewWriter(lines)
+	w := tar.NewWriter(zip)
+	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(filepath.Dir(dir), path)
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		err = w.WriteHeader(&tar.Header{Name: name, Mode: int64(info.Mode().Perm()), Size: int64(len(data))})
+		if err == nil {
+			_, err = w.Write(data)
+		}
+		return err
+	})
+	for _, c := range []interface{ Close() error }{w, zip, lines} {
+		if err == nil {
+			err = c.Close()
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
+}
+
+// set changes settings of the installation and starts the sidecar with them.
+func set(t *testing.T, settings ...string) {
+	t.Helper()
+	installation.env = append(installation.env, settings...)
+	if _, err := installation.composeRun(t.Context(), "up", "--detach", "--no-build", "--no-deps", "sidecar"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// dropFolder copies a folder into the jobs folder, as `cp -r` does.
+func dropFolder(t *testing.T, name string, files map[string]string) {
+	t.Helper()
+	for file, text := range files {
+		path := installation.jobs(name, file)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A report is what image-build says of a job.
+type report struct {
+	Entry, Format, System, Method, Nix string
+	Nixpkgs                            struct{ Source, Hash, Release, Path string }
+	Times                              map[string]int64 `json:"times_ms"`
+	Outputs                            []string
+	Closure                            int64 `json:"closure_bytes"`
+	Error                              *struct {
+		Class, Summary, At, Advice string
+		Lines                      []string
+	}
+}
+
+func reportOf(t *testing.T, r result) report {
+	t.Helper()
+	var all struct{ Report report }
+	data, err := os.ReadFile(filepath.Join(r.folder, "result.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(data, &all); err != nil {
+		t.Fatalf("%v\n%s", err, data)
+	}
+	return all.Report
+}
+
+// From a dropped configuration to an image that boots.
+func TestConfigurationBecomesImage(t *testing.T) {
+	useFixture(t)
+	p := installation
+	p.drop(t, "host.nix", `{ config, pkgs, ... }: {
+  networking.hostName = "dropped-file";
+  boot.marker = "MARKER of ${config.networking.hostName}";
+}
+`)
+	image(t, p.outcome(t, "host"), "MARKER of dropped-file")
+}
+
+func TestFolderBecomesImage(t *testing.T) {
+	useFixture(t)
+	dropFolder(t, "machine", map[string]string{
+		"configuration.nix":   "{ imports = [ ./parts/name.nix ]; }\n",
+		"parts/name.nix":      "{ networking.hostName = builtins.readFile ./name; boot.marker = \"MARKER of a folder\"; }\n",
+		"parts/name":          "dropped-folder",
+		"a file of no use.md": "With a space in its name.\n",
+	})
+	image(t, installation.outcome(t, "machine"), "MARKER of a folder")
+}
+
+// image checks the outcome of a configuration: one ISO, whole, that boots to
+// the fixture's word and to marker, and a result.json that says how it came to be.
+func image(t *testing.T, r result, marker string) {
+	t.Helper()
+	if r.Status != "succeeded" {
+		t.Fatalf("status %s: %s\n%s", r.Status, r.Reason, r.log)
+	}
+	if len(r.Artifacts) != 1 || !strings.HasSuffix(r.Artifacts[0].Name, ".iso") {
+		t.Fatalf("artifacts: %+v", r.Artifacts)
+	}
+	path := filepath.Join(r.folder, r.Artifacts[0].Name)
+	if sum, _ := digest(t, path); sum != r.Artifacts[0].SHA256 {
+		t.Errorf("the image's digest is %s, announced was %s", sum, r.Artifacts[0].SHA256)
+	}
+	console, ok := boots(t, path, marker)
+	if !ok || !strings.Contains(console, "FIXTURE") {
+		t.Errorf("the image did not print FIXTURE and %q on its console:\n%s", marker, console)
+	}
+	said := reportOf(t, r)
+	if said.Format != "iso" || said.System != "x86_64-linux" || said.Nixpkgs.Path != fixture || said.Nixpkgs.Hash == "" ||
+		said.Nix == "" || said.Closure == 0 || len(said.Outputs) == 0 || said.Times["build"] == 0 || said.Error != nil {
+		t.Errorf("report: %+v", said)
+	}
+	for _, c := range r.log {
+		if c < ' ' && c != '\n' && c != '\t' {
+			t.Errorf("build.log has the control character %q:\n%q", c, r.log)
+			break
+		}
+	}
+}
+
+// What is wrong comes first: the line of the user's own file, or the derivation
+// that failed with its last lines.
+func TestConfigurationThatFails(t *testing.T) {
+	useFixture(t)
+	for _, tt := range []struct{ name, text, class, at, says string }{
+		{"undefined", "{ ... }: {\n  networking.hostName = nobody;\n}\n", "evaluation", "undefined.nix:2", "undefined variable 'nobody'"},
+		{"syntax", "{ ... }: {\n  networking.hostName = ;\n}\n", "evaluation", "syntax.nix:2", "syntax error"},
+		{"broken-build", "{ pkgs, ... }: {\n  boot.extra = derivation { name = \"broken\"; system = \"x86_64-linux\"; builder = \"/bin/sh\"; args = [ \"-c\" \"echo the cause is this; exit 3\" ]; };\n}\n", "build", "", "broken"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			installation.drop(t, tt.name+".nix", tt.text)
+			r := installation.outcome(t, tt.name)
+			said := reportOf(t, r)
+			if r.Status != "failed" || len(r.Artifacts) > 0 || said.Error == nil {
+				t.Fatalf("status %s, %d artifacts, error %+v\n%s", r.Status, len(r.Artifacts), said.Error, r.log)
+			}
+			if said.Error.Class != tt.class || !strings.HasPrefix(said.Error.At, tt.at) || !strings.Contains(said.Error.Summary, tt.says) || said.Error.Advice == "" {
+				t.Errorf("error: %+v", said.Error)
+			}
+			if !strings.Contains(r.Reason, tt.says) {
+				t.Errorf("reason: %q", r.Reason)
+			}
+			if tt.class == "build" && !strings.Contains(strings.Join(said.Error.Lines, "\n"), "the cause is this") {
+				t.Errorf("the builder's last lines are not told: %q", said.Error.Lines)
+			}
+		})
+	}
+}
+
+// A job that ends, however it ends, leaves no builder of nix-daemon behind.
+func TestNoBuilderIsLeft(t *testing.T) {
+	p := installation
+	client := p.connect(t)
+	until := func(what string, done func(int) bool) {
+		t.Helper()
+		eventually(t, stepTimeout, what, func() bool { return done(daemonProcesses(t, client)) })
+	}
+	idle := func(n int) bool { return n <= 1 }
+	for _, tt := range []struct{ name, end string }{
+		{"left-behind", "exit 0"},
+		{"killed-client", "kill -KILL $!\nwait\nexit 0"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p.drop(t, tt.name+".sh", endless+tt.end+"\n")
+			if r := p.outcome(t, tt.name); r.Status != "succeeded" || !strings.Contains(r.log, "building") {
+				t.Fatalf("status %s: %s\n%s", r.Status, r.Reason, r.log)
+			}
+			until("end of the build", idle)
+		})
+	}
+	t.Run("timeout", func(t *testing.T) {
+		set(t, "JOB_TIMEOUT=30s")
+		defer set(t, "JOB_TIMEOUT=6h")
+		p.drop(t, "too-long.sh", endless+"wait\n")
+		until("running build", func(n int) bool { return n > 1 })
+		if r := p.outcome(t, "too-long"); r.Status != "timeout" || !strings.Contains(r.log, "building") {
+			t.Fatalf("status %s: %s\n%s", r.Status, r.Reason, r.log)
+		}
+		until("end of the build", idle)
+	})
+}
+
+// endless starts a build without an end and waits until it runs.
+const endless = `cat >d.nix <<NIX
+derivation { name = "endless-$JOB_ID"; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" "echo building; while :; do :; done" ]; }
+NIX
+mkfifo said
+nix-build --option substitute false d.nix >said 2>&1 &
+exec 3<said
+while read -r line <&3; do
+  echo "$line"
+  [[ $line != *building* ]] || break
+done
+`
+
+// daemonProcesses counts what is in nix-daemon's control group: the daemon, a
+// process for each client, and all that these build. 0 if it isn't started.
+func daemonProcesses(t *testing.T, client *ssh.Client) int {
+	t.Helper()
+	out, err := onVM(t, client, "cd /sys/fs/cgroup/system.slice && { [ ! -e nix-daemon.service ] || find nix-daemon.service -name cgroup.procs -exec cat {} +; } | wc -l")
+	if err != nil {
+		t.Fatalf("count the processes of nix-daemon: %v\n%s", err, out)
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(out))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
