@@ -233,7 +233,7 @@ func TestNoBuilderIsLeft(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p.drop(t, tt.name+".sh", endless+tt.end+"\n")
-			if r := p.outcome(t, tt.name); r.Status != "succeeded" || !strings.Contains(r.log, "building") {
+			if r := p.outcome(t, tt.name); r.Status != "succeeded" || !strings.Contains(r.log, "it builds now") {
 				t.Fatalf("status %s: %s\n%s", r.Status, r.Reason, r.log)
 			}
 			until("end of the build", idle)
@@ -244,7 +244,7 @@ func TestNoBuilderIsLeft(t *testing.T) {
 		defer set(t, "JOB_TIMEOUT=6h")
 		p.drop(t, "too-long.sh", endless+"wait\n")
 		until("running build", func(n int) bool { return n > 1 })
-		if r := p.outcome(t, "too-long"); r.Status != "timeout" || !strings.Contains(r.log, "building") {
+		if r := p.outcome(t, "too-long"); r.Status != "timeout" || !strings.Contains(r.log, "it builds now") {
 			t.Fatalf("status %s: %s\n%s", r.Status, r.Reason, r.log)
 		}
 		until("end of the build", idle)
@@ -253,14 +253,14 @@ func TestNoBuilderIsLeft(t *testing.T) {
 
 // endless starts a build without an end and waits until it runs.
 const endless = `cat >d.nix <<NIX
-derivation { name = "endless-$JOB_ID"; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" "echo building; while :; do :; done" ]; }
+derivation { name = "endless-$JOB_ID"; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" "echo it builds now; while :; do :; done" ]; }
 NIX
 mkfifo said
 nix-build --option substitute false d.nix >said 2>&1 &
 exec 3<said
 while read -r line <&3; do
   echo "$line"
-  [[ $line != *building* ]] || break
+  [[ $line != *"it builds now"* ]] || break
 done
 `
 
