@@ -21,15 +21,15 @@ import (
 // The fixture stands in for nixpkgs where no Nix cache can be reached: it makes
 // its image from the VM's own Debian. A script job puts it into the VM's store,
 // and NIXPKGS names it there, as a user names any nixpkgs by a path.
-var fixture string
+var nixpkgs string
 
 func useFixture(t *testing.T) {
 	t.Helper()
-	if fixture != "" {
+	if nixpkgs != "" {
 		return
 	}
-	fixture = addToStore(t, "fakenixpkgs")
-	set(t, "NIXPKGS="+fixture)
+	nixpkgs = addToStore(t, "fakenixpkgs")
+	set(t, "NIXPKGS="+nixpkgs)
 }
 
 // addToStore puts a folder of testdata/ into the VM's store and returns its path.
@@ -37,7 +37,7 @@ func addToStore(t *testing.T, name string) string {
 	t.Helper()
 	p := installation
 	p.drop(t, "add-"+name+".sh", "base64 -d <<'TAR' | tar -xz\n"+archive(t, filepath.Join(p.root, "testdata", name))+
-		"\nTAR\nln -s \"$(nix-store --add '"+name+"')/lib/.version\" \"$OUT/version\"\nreadlink \"$OUT/version\"\n")
+		"\nTAR\nln -s \"$(nix-store --add '"+name+"')/default.nix\" \"$OUT/default.nix\"\nreadlink \"$OUT/default.nix\"\n")
 	r := p.outcome(t, "add-"+name)
 	path := regexp.MustCompile(`/nix/store/[^/\s]+`).FindString(r.log)
 	if r.Status != "succeeded" || path == "" {
@@ -54,25 +54,28 @@ func archive(t *testing.T, dir string) string {
 	zip := gzip.NewWriter(lines)
 	w := tar.NewWriter(zip)
 	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		name, err := filepath.Rel(filepath.Dir(dir), path)
 		if err != nil || d.IsDir() {
 			return err
 		}
-		info, err := d.Info()
+		name, err := filepath.Rel(filepath.Dir(dir), path)
 		if err != nil {
 			return err
+		}
+		if d.Type()&os.ModeSymlink != 0 {
+			target, err := os.Readlink(path)
+			if err != nil {
+				return err
+			}
+			return w.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: target, Mode: 0o777})
 		}
 		data, err := os.ReadFile(path)
 		if err != nil {
 			return err
 		}
-		err = w.WriteHeader(&tar.Header{Name: name, Mode: int64(info.Mode().Perm()), Size: int64(len(data))})
-		if err == nil {
-			_, err = w.Write(data)
+		if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(data))}); err != nil {
+			return err
 		}
+		_, err = w.Write(data)
 		return err
 	})
 	for _, c := range []interface{ Close() error }{w, zip, lines} {
@@ -144,23 +147,26 @@ func TestConfigurationBecomesImage(t *testing.T) {
   boot.marker = "MARKER of ${config.networking.hostName}";
 }
 `)
-	image(t, p.outcome(t, "host"), "MARKER of dropped-file")
+	image(t, p.outcome(t, "host"), nixpkgs, "image.modules", "MARKER of dropped-file")
 }
 
+// The same from a folder, with a nixpkgs from before it made images by itself.
 func TestFolderBecomesImage(t *testing.T) {
 	useFixture(t)
+	set(t, "NIXPKGS="+nixpkgs+"/old")
+	defer set(t, "NIXPKGS="+nixpkgs)
 	dropFolder(t, "machine", map[string]string{
 		"configuration.nix":   "{ imports = [ ./parts/name.nix ]; }\n",
 		"parts/name.nix":      "{ networking.hostName = builtins.readFile ./name; boot.marker = \"MARKER of a folder\"; }\n",
 		"parts/name":          "dropped-folder",
 		"a file of no use.md": "With a space in its name.\n",
 	})
-	image(t, installation.outcome(t, "machine"), "MARKER of a folder")
+	image(t, installation.outcome(t, "machine"), nixpkgs+"/old", "nixos-generators", "MARKER of a folder")
 }
 
 // image checks the outcome of a configuration: one ISO, whole, that boots to
 // the fixture's word and to marker, and a result.json that says how it came to be.
-func image(t *testing.T, r result, marker string) {
+func image(t *testing.T, r result, from, method, marker string) {
 	t.Helper()
 	if r.Status != "succeeded" {
 		t.Fatalf("status %s: %s\n%s", r.Status, r.Reason, r.log)
@@ -177,7 +183,7 @@ func image(t *testing.T, r result, marker string) {
 		t.Errorf("the image did not print FIXTURE and %q on its console:\n%s", marker, console)
 	}
 	said := reportOf(t, r)
-	if said.Format != "iso" || said.System != "x86_64-linux" || said.Nixpkgs.Path != fixture || said.Nixpkgs.Hash == "" ||
+	if said.Format != "iso" || said.System != "x86_64-linux" || said.Nixpkgs.Path != from || said.Method != method || said.Nixpkgs.Hash == "" ||
 		said.Nix == "" || said.Closure == 0 || len(said.Outputs) == 0 || said.Times["build"] == 0 || said.Error != nil {
 		t.Errorf("report: %+v", said)
 	}
@@ -196,7 +202,9 @@ func TestConfigurationThatFails(t *testing.T) {
 	for _, tt := range []struct{ name, text, class, at, says string }{
 		{"undefined", "{ ... }: {\n  networking.hostName = nobody;\n}\n", "evaluation", "undefined.nix:2", "undefined variable 'nobody'"},
 		{"syntax", "{ ... }: {\n  networking.hostName = ;\n}\n", "evaluation", "syntax.nix:2", "syntax error"},
-		{"broken-build", "{ pkgs, ... }: {\n  boot.extra = derivation { name = \"broken\"; system = \"x86_64-linux\"; builder = \"/bin/sh\"; args = [ \"-c\" \"echo the cause is this; exit 3\" ]; };\n}\n", "build", "", "broken"},
+		{"broken-build", "{ pkgs, ... }: {\n  environment.systemPackages = [ pkgs.broken ];\n}\n", "build", "", "broken"},
+		{"wrong-hash", "{ pkgs, ... }: {\n  environment.systemPackages = [ pkgs.wrong-hash ];\n}\n", "hash", "", "not what was expected"},
+		{"wants-kvm", "{ pkgs, ... }: {\n  environment.systemPackages = [ pkgs.needs-kvm ];\n}\n", "unsupported", "", "kvm"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			installation.drop(t, tt.name+".nix", tt.text)
@@ -211,7 +219,7 @@ func TestConfigurationThatFails(t *testing.T) {
 			if !strings.Contains(r.Reason, tt.says) {
 				t.Errorf("reason: %q", r.Reason)
 			}
-			if tt.class == "build" && !strings.Contains(strings.Join(said.Error.Lines, "\n"), "the cause is this") {
+			if tt.class == "build" && !strings.Contains(strings.Join(said.Error.Lines, "\n"), "main.c:3: error: expected ';'") {
 				t.Errorf("the builder's last lines are not told: %q", said.Error.Lines)
 			}
 		})

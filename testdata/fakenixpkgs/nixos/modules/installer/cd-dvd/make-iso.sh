@@ -35,7 +35,7 @@ default fixture
 prompt 0
 label fixture
   kernel /vmlinuz
-  append initrd=/initrd.gz console=tty0 console=ttyS0,115200 quiet
+  append initrd=/initrd.gz console=tty0 console=ttyS0,115200 quiet no_timer_check
 CONFIG
 
 image=$out/iso/$baseName.iso
