@@ -1,7 +1,10 @@
 #!/bin/bash
-# Boots the builder VM: /boot.iso or /storage/boot.iso as a CD, /storage/data.img
-# as its data disk, SSH on port 22, the serial console on standard output.
+# Boots the builder VM: /boot.iso or /storage/boot.iso, /storage/data.img as its
+# data disk, SSH on port 22, the serial console on standard output.
 # The variables are those of qemux/qemu; what concerns its viewer is ignored.
+# One is our own, for tests: BOOT_MEDIA=cd, usb-cd or usb-disk says as what the
+# ISO is attached. Empty: as qemux/qemu does, a hybrid ISO by USB, any other as
+# a CD on SCSI.
 # SIGTERM presses the VM's power button; after TIMEOUT seconds QEMU is ended.
 set -euo pipefail
 shopt -s extglob
@@ -129,6 +132,53 @@ set_arguments() {
   done
 }
 
+# set_media: how the ISO is attached. It has bootindex 0: else the firmware may
+# try a blank data disk and hang. A hybrid ISO is one with a boot sector.
+set_media() {
+  local media=${BOOT_MEDIA:-cd}
+  if [[ -z ${BOOT_MEDIA:-} && $(head -c 512 "$iso" | tail -c 2 | od -An -tx2) != *0000 ]]; then media=usb-cd; fi
+  case $media in
+    cd)
+      boot_media=(
+        -drive "file=$iso,if=none,id=cd,format=raw,media=cdrom,readonly=on"
+        -device virtio-scsi-pci -device "scsi-cd,drive=cd,bootindex=0"
+      )
+      ;;
+    usb-cd)
+      boot_media=(
+        -drive "file=$iso,if=none,id=cd,format=raw,media=cdrom,readonly=on"
+        -device "qemu-xhci" -device "usb-storage,drive=cd,bootindex=0,removable=on"
+      )
+      ;;
+    usb-disk)
+      boot_media=(
+        -drive "file=$iso,if=none,id=cd,format=raw,media=disk,readonly=on"
+        -device "qemu-xhci" -device "usb-storage,drive=cd,bootindex=0,removable=on"
+      )
+      ;;
+    *) die 64 "BOOT_MEDIA=$media is not understood: cd, usb-cd, usb-disk, or empty" ;;
+  esac
+  say "boot medium: $media"
+}
+
+# set_firmware: BIOS unless BOOT_MODE=uefi. UEFI's variables are made anew at
+# each start: nothing that the VM needs is kept there.
+set_firmware() {
+  firmware=()
+  case ${BOOT_MODE:-legacy} in
+    legacy) ;;
+    uefi)
+      cp /usr/share/OVMF/OVMF_VARS_4M.fd "$run/uefi.vars"
+      firmware=(
+        -drive "if=pflash,unit=0,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd"
+        -drive "if=pflash,unit=1,format=raw,file=$run/uefi.vars"
+      )
+      say "firmware: UEFI"
+      ;;
+    *) die 64 "BOOT_MODE=$BOOT_MODE is not understood: legacy or uefi" ;;
+  esac
+}
+
 press_power_button() {
   echo system_powerdown | socat -T 2 - "UNIX-CONNECT:$run/monitor.sock" >/dev/null 2>&1 || :
 }
@@ -171,15 +221,14 @@ fi
 
 mkdir -p "$run"
 rm -f "$run"/*.sock
-# The CD has bootindex 0: else the firmware may try a blank data disk and hang.
-# It is a virtio-scsi CD as under qemux/qemu, so that one ISO fits both.
+set_media
+set_firmware
 command=(
   qemu-system-x86_64 -name builder -no-user-config -nodefaults -display none
-  -machine pc "${accel[@]}" -smp "$cpus" -m "${ram}M"
+  -machine pc "${firmware[@]}" "${accel[@]}" -smp "$cpus" -m "${ram}M"
   -chardev "stdio,id=console,signal=off" -serial chardev:console
   -monitor "unix:$run/monitor.sock,server=on,wait=off" -qmp "unix:$run/qmp.sock,server=on,wait=off"
-  -drive "file=$iso,if=none,id=cd,format=raw,media=cdrom,readonly=on"
-  -device virtio-scsi-pci -device "scsi-cd,drive=cd,bootindex=0"
+  "${boot_media[@]}"
   -drive "file=$disk,if=none,id=data,format=raw,cache=writeback,discard=unmap,detect-zeroes=unmap"
   -device "virtio-blk-pci,drive=data,serial=builderdata"
   -netdev "user,id=net,net=$net.0/24,host=$net.1,dns=$net.3,dhcpstart=$ip,hostfwd=tcp::22-$ip:22"
