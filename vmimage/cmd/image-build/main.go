@@ -115,7 +115,6 @@ func options(args []string, env func(string) string, stderr io.Writer) (imagebui
 	if o.Attribute != "" {
 		o.Format = ""
 	}
-	o.Native = native()
 	var err error
 	if o.Systems, err = readSystems(*systems); err != nil {
 		return o, "", err

@@ -42,7 +42,6 @@ type Options struct {
 	Out       string
 	Work      string // for what is ours, like the collector's roots
 
-	Native  string   // this machine's system
 	Systems []string // all that it can build for
 
 	Say func(line string) // one plain line

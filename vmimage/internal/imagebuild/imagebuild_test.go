@@ -40,8 +40,8 @@ func newWorld(t *testing.T) *world {
 	w.Options = imagebuild.Options{
 		Source: filepath.Join(dir, "drop"), Entry: "configuration.nix", Format: "iso", System: "x86_64-linux",
 		Nixpkgs: filepath.Join(dir, "nixpkgs"), Name: "mine", Out: filepath.Join(dir, "out"), Work: filepath.Join(dir, "work"),
-		Native: "x86_64-linux", Systems: []string{"x86_64-linux"},
-		Say: func(line string) { w.said = append(w.said, line) },
+		Systems: []string{"x86_64-linux"},
+		Say:     func(line string) { w.said = append(w.said, line) },
 	}
 	for _, folder := range []string{w.Out, w.Work} {
 		if err := os.Mkdir(folder, 0o755); err != nil {
