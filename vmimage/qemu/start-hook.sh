@@ -31,8 +31,8 @@ osb_kvm_open() {
 # ends. Bounded. Says why not.
 osb_kvm_try() {
   local dir=$1 iso='' f kernel='' log=$1/serial cpus=1 console=ttyS0
-  local qemu=(qemu-system-x86_64)
-  if [ "$(uname -m)" = aarch64 ]; then qemu=(qemu-system-aarch64 -machine virt) console=ttyAMA0; fi
+  local emulator=(qemu-system-x86_64)
+  if [ "$(uname -m)" = aarch64 ]; then emulator=(qemu-system-aarch64 -machine virt) console=ttyAMA0; fi
   for f in /boot.iso "${STORAGE:-/storage}/boot.iso"; do
     if [ -s "$f" ]; then iso=$f && break; fi
   done
@@ -46,7 +46,7 @@ osb_kvm_try() {
   fi
   [ "$(nproc)" = 1 ] || cpus=2
   ulimit -c 0 # QEMU aborts on some hosts; this is a subshell
-  timeout -k 1 20 "${qemu[@]}" -accel kvm -cpu host -m 384 -smp "$cpus" \
+  timeout -k 1 20 "${emulator[@]}" -accel kvm -cpu host -m 384 -smp "$cpus" \
     -no-user-config -nodefaults -display none -no-reboot -serial "file:$log" -kernel "$dir/kernel" \
     -append "console=$console earlyprintk=serial,ttyS0 panic=-1 root=none" </dev/null >/dev/null 2>"$dir/err" || :
   if grep -aq 'Unable to mount root fs' "$log" 2>/dev/null; then
