@@ -65,7 +65,7 @@ func testLife(t *testing.T, b *bench) {
 		b.resize(t, "data", 512*mib)
 		o := b.run(t, boot{disks: []disk{image("1"), data("data")}, do: `
 			boot_image 1; start; verify
-			nix-build /guest/closure.nix -A job --argstr v 1 --out-link /nix/var/nix/gcroots/job
+			build_job 1
 			echo a former boot >/tmp/file
 			echo request >/nexus_bootstrap/pipe_in
 			stop`})
@@ -118,10 +118,23 @@ func testLife(t *testing.T, b *bench) {
 		b.wantClean(t, "data")
 	})
 
+	step("damaged disk", func(t *testing.T) {
+		o := b.run(t, boot{disks: []disk{image("2"), data("data")}, do: `
+			boot_image 2
+			part=$(echo /nix/.ro-store/*-part-3)
+			debugfs -w -R "clri /nix/store/${part##*/}" /dev/vdc
+			debugfs -w -R "ssv state 2" /dev/vdc # seen to be in error
+			start; verify; stop`})
+		o.want(t, persistent, verified, stopped("2"))
+		o.says(t, "osbuilder: store: /dev/vdc was repaired")
+		o.says(t, "osbuilder: store: copying 1 paths")
+		b.wantClean(t, "data")
+	})
+
 	step("killed while running", func(t *testing.T) {
 		b.run(t, boot{disks: []disk{image("2"), data("data")}, kill: "power fails", do: `
 			boot_image 2; start
-			nix-build /guest/closure.nix -A job --argstr v 2 --out-link /nix/var/nix/gcroots/job
+			build_job 2
 			echo power fails; sleep 100`})
 		o := b.run(t, boot{disks: []disk{image("2"), data("data")}, do: `
 			boot_image 2; start; verify
