@@ -37,6 +37,8 @@
 
   # The ISO module knows stage 1 with systemd from 26.05 on, where the scripted one is on its way out.
   boot.initrd.systemd.enable = lib.versionAtLeast lib.trivial.release "26.05";
+  # Without KVM on a busy host udev may need minutes to come to the medium; systemd's own patience ends after 90 seconds.
+  boot.kernelParams = [ "systemd.default_device_timeout_sec=600" ];
   # Whatever the ISO is attached to.
   boot.initrd.availableKernelModules = [
     "xhci_pci"
