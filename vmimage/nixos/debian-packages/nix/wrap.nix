@@ -77,10 +77,11 @@ let
         buildCommand = ''
           mkdir -p $out/bin $out/lib
           ln -s bin $out/sbin
+          # What is there already stays: a program in sbin may be a link to the one in bin.
           put() {
             [ -d "$1" ] || return 0
             mkdir -p "$2"
-            cp -a --no-preserve=ownership "$1"/. "$2"/
+            cp -a -n --no-preserve=ownership "$1"/. "$2"/
             chmod -R u+w $out
           }
           for d in $pkgs; do
@@ -101,7 +102,12 @@ let
             [ "$(head -c4 "$f" | tail -c3 | tr -d '\0')" = ELF ] || continue
             # What no system runs, but a kernel or a boot loader loads.
             case "$f" in *.ko | *.o | *.mod | *.module | */grub/* | *.c32) continue ;; esac
-            ! patchelf --print-interpreter "$f" >/dev/null 2>&1 || patchelf --set-interpreter $interpreter "$f"
+            if patchelf --print-interpreter "$f" >/dev/null 2>&1; then
+              patchelf --set-interpreter $interpreter "$f"
+            else
+              # A static program, which patching breaks.
+              case "$f" in */bin/*) continue ;; esac
+            fi
             patchelf --force-rpath --set-rpath $out/lib:$out/lib/systemd:$libs/lib:$libs/lib/systemd "$f" 2>/dev/null || true
           done
           eval "$post"

@@ -106,7 +106,7 @@ same [ "acl" "attr" "bash-completion" "bzip2" "cpio" "curl" "dosfstools" "file" 
   glibcLocalesUtf8 = final.glibcLocales;
 
   e2fsprogs = package "e2fsprogs" [ "e2fsprogs" "libext2fs2t64" "libcom-err2" "libss2" ] { };
-  openssh = package "openssh" [ "openssh-server" "openssh-client" "openssh-sftp-server" ] { main = "ssh"; };
+  openssh = package "openssh" [ "openssh-server" "openssh-client" "openssh-common" "openssh-sftp-server" ] { main = "ssh"; };
   iproute2 = package "iproute2" [ "iproute2" ] { main = "ip"; };
   iputils = package "iputils" [ "iputils-ping" ] { };
   # Debian names these by its alternatives.
