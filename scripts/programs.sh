@@ -10,9 +10,8 @@ folder=${1:-vmimage/nixos/programs}
 mkdir -p "$folder"
 export GOOS=linux CGO_ENABLED=0
 for package in ./pipe/cmd/pipe-runner ./vmimage/cmd/image-build; do
-  [ -d "$package" ] || continue
   # Whole or not at all, and a new file: one that a VM image is being made from stays as it is.
   go build -trimpath -buildvcs=false -ldflags='-s -w' -o "$folder/.new" "$package"
   mv "$folder/.new" "$folder/${package##*/}"
 done
-note "$folder: $(cd "$folder" && echo *) for linux/$(go env GOARCH)"
+note "$folder: pipe-runner, image-build for linux/$(go env GOARCH)"

@@ -18,9 +18,10 @@ let
     else
       throw "${toString file} is missing: run scripts/programs.sh, which builds the VM's own programs";
   programs = pkgs.runCommand "osbuilder-programs" { preferLocalBuild = true; } (
-    lib.concatMapStringsSep "\n" program (
-      [ "pipe-runner" ] ++ lib.optional (builtins.pathExists (folder + "/image-build")) "image-build"
-    )
+    lib.concatMapStringsSep "\n" program [
+      "pipe-runner"
+      "image-build"
+    ]
   );
 in
 {

@@ -18,7 +18,7 @@ program() {
 systems=$NATIVE
 for system in $FOREIGN; do
   status=0
-  program "$system" | base64 -d >"$run/try" && chmod 0755 "$run/try" && timeout 60 "$run/try" || status=$?
+  program "$system" | base64 -d >"$run/try" && chmod 0755 "$run/try" && timeout 60 "$run/try" >/dev/null 2>&1 || status=$?
   rm -f "$run/try"
   if ((status == 42)); then
     systems+=" $system"

@@ -9,29 +9,31 @@ let
       ./gaps.nix
     ];
   };
-  inherit (evaluated) config options pkgs;
+  inherit (evaluated) config pkgs;
   inherit (pkgs) lib;
   ours = lib.filterAttrs (name: _: name == "root" || name == "builder" || lib.hasPrefix "job-" name) config.users.users;
 in
 {
   iso = config.system.build.isoImage.drvPath;
   release = config.system.nixos.release;
-  inherit (config) warnings;
-  failed = map (a: a.message) (lib.filter (a: !a.assertion) config.assertions);
 
   facts = {
-    users = lib.mapAttrs (_: user: {
-      inherit (user)
-        uid
-        group
-        extraGroups
-        home
-        createHome
-        hashedPassword
-        ;
-      shell = baseNameOf (toString user.shell);
-      keys = user.openssh.authorizedKeys.keys ++ map toString user.openssh.authorizedKeys.keyFiles;
-    }) ours;
+    users = lib.mapAttrs (
+      _: user:
+      lib.concatStringsSep " " [
+        (toString user.uid)
+        user.group
+        user.home
+        (lib.boolToString user.createHome)
+        user.hashedPassword
+        (lib.getName (if lib.isDerivation user.shell then user.shell else baseNameOf user.shell))
+        (toString (
+          user.extraGroups
+          ++ user.openssh.authorizedKeys.keys
+          ++ map toString user.openssh.authorizedKeys.keyFiles
+        ))
+      ]
+    ) ours;
     # Of all others: whoever could log in by a password or a key, or shares a number with ours.
     strangers = lib.attrNames (
       lib.filterAttrs (
@@ -57,8 +59,11 @@ in
     mutableUsers = config.users.mutableUsers;
     fileSystems = lib.mapAttrs (_: fs: fs.fsType) config.fileSystems;
     swap = config.swapDevices;
-    kernelParams = lib.filter (p: !(lib.hasPrefix "root=" p)) config.boot.kernelParams;
-    initrdModules = lib.filter (m: lib.elem m config.boot.initrd.availableKernelModules) [
+    # Those that decide on consoles and shells, and whatever else is none of nixpkgs' usual ones.
+    kernelParams = lib.filter (
+      p: !(lib.any (known: lib.hasPrefix known p) [ "root=" "loglevel=" "lsm=" ])
+    ) config.boot.kernelParams;
+    missingModules = lib.subtractLists config.boot.initrd.availableKernelModules [
       "xhci_pci"
       "usb_storage"
       "uas"
@@ -67,22 +72,87 @@ in
       "virtio_scsi"
       "virtio_blk"
       "virtio_pci"
-      "virtio_net"
       "squashfs"
       "iso9660"
     ];
     initrd = {
-      inherit (config.boot.initrd.systemd) enable emergencyAccess suppressedUnits;
+      inherit (config.boot.initrd.systemd) emergencyAccess suppressedUnits;
     };
     image = {
-      inherit (config.isoImage) makeEfiBootable makeUsbBootable volumeID;
+      inherit (config.isoImage) makeEfiBootable makeUsbBootable;
       bios = config.isoImage.makeBiosBootable or pkgs.stdenv.hostPlatform.isx86;
     };
     suppressed = config.systemd.suppressedSystemUnits;
     ports = config.networking.firewall.allowedTCPPorts;
-    penalties = lib.versionAtLeast (lib.getVersion config.programs.ssh.package) "9.8";
-    tools = lib.sort (a: b: a < b) (
-      lib.unique (map lib.getName (lib.filter lib.isDerivation config.environment.systemPackages))
+    # What runs beside the jobs and must not.
+    enabled = lib.filterAttrs (_: on: on) {
+      sudo = config.security.sudo.enable;
+      polkit = config.security.polkit.enable;
+      oomd = config.systemd.oomd.enable;
+      coredump = config.systemd.coredump.enable;
+      emergencyMode = config.systemd.enableEmergencyMode;
+      gc = config.nix.gc.automatic;
+      channel = config.nix.channel.enable;
+    };
+    disabled = lib.filterAttrs (_: on: !on) {
+      sshd = config.services.openssh.enable;
+      timesyncd = config.services.timesyncd.enable;
+      firewall = config.networking.firewall.enable;
+      networkd = config.systemd.network.enable;
+      nix = config.nix.enable;
+    };
+    getty = map (unit: unit.name or unit) (
+      lib.filter (name: config.systemd.units.${name}.enable && lib.hasInfix "getty" name && !(lib.hasInfix "getty-pre" name)) (
+        lib.attrNames config.systemd.units
+      )
+    );
+    etc = {
+      image = config.environment.etc."osbuilder-image".source;
+    };
+    generators = lib.filterAttrs (_: path: path == "/dev/null") config.systemd.generators;
+    missingTools = lib.subtractLists (map lib.getName (
+      lib.filter lib.isDerivation config.environment.systemPackages
+    )) (
+      [
+        "osbuilder-programs"
+        "inotify-tools"
+        "nix"
+        "git"
+        "jq"
+        "curl"
+        "gnutar"
+        "xz"
+        "zstd"
+        "cpio"
+        "squashfs"
+        "libisoburn"
+        "mtools"
+        "dosfstools"
+      ]
+      ++ lib.optional (pkgs ? nixos-generators) "nixos-generators"
     );
   };
+
+  # What gaps.nix stood in for: nothing in a whole tree.
+  gaps =
+    let
+      listed = map toString (import (nixpkgs + "/nixos/modules/module-list.nix"));
+    in
+    lib.filter (file: !(lib.elem "${toString nixpkgs}/nixos/modules/${file}" listed)) (
+      lib.filter (file: builtins.pathExists (nixpkgs + "/nixos/modules/${file}")) [
+        "image/images.nix"
+        "tasks/filesystems/overlayfs.nix"
+      ]
+    )
+    ++ lib.optional (!(pkgs.haskellPackages ? ShellCheck)) "shellcheck"
+    ++ lib.optional (!(pkgs ? spice)) "qemu-user"
+    ++ lib.optional (!(pkgs ? roboto)) "roboto (so no manual, and no installer's image)"
+    ++ lib.optional (!(pkgs ? nixos-generators)) "nixos-generators (left out)";
+
+  # What decides which lines of expected.txt count.
+  tags = [ system ]
+    ++ lib.optional config.boot.initrd.systemd.enable "systemd-stage-1"
+    ++ lib.optional (!config.boot.initrd.systemd.enable) "scripted-stage-1"
+    ++ lib.optional (lib.versionAtLeast (lib.getVersion config.programs.ssh.package) "9.8") "penalties"
+    ++ lib.optional (lib.versionOlder (lib.getVersion config.nix.package) "2.30") "old-nix";
 }
