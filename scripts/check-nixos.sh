@@ -35,6 +35,7 @@ describe() {
 }
 
 report() {
+  mkdir -p "$(dirname "$REPORT")"
   local n=0 tree revision
   {
     printf '# make check-nixos\n\n'
