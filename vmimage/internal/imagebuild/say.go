@@ -2,18 +2,11 @@ package imagebuild
 
 import (
 	"errors"
-	"fmt"
 	"regexp"
 	"slices"
 	"strings"
 
 	"osbuilder/vmimage/internal/explain"
-)
-
-// Of a message longer than this, with its trace, the middle is left out.
-const (
-	headLines = 60
-	tailLines = 140
 )
 
 // Explain says a failure: the cause first, then Nix's own words.
@@ -41,11 +34,7 @@ func Explain(e explain.Explanation, err error, say func(line string)) {
 			continue
 		}
 		said = append(said, n.Message)
-		lines := strings.Split(n.Message, "\n")
-		if left := len(lines) - headLines - tailLines; left > 0 {
-			lines = slices.Concat(lines[:headLines], []string{fmt.Sprintf("(%d lines of the trace are left out)", left)}, lines[headLines+left:])
-		}
-		for _, line := range lines {
+		for line := range strings.SplitSeq(n.Message, "\n") {
 			say(line)
 		}
 	}
