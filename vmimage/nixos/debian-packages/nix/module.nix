@@ -20,8 +20,13 @@
     console.enable = false;
     # The manual's tools are Python packages.
     documentation.nixos.enable = false;
-    # On by default, and not in the set: GLib and polkit, fonts, logrotate; dhcpcd, in whose place networkd asks for addresses.
+    # On by default, and not in the set: GLib and polkit, fonts, logrotate, sudo, what desktops need; dhcpcd, in whose place networkd asks for addresses.
     services.logrotate.enable = lib.mkDefault false;
+    environment.stub-ld.enable = lib.mkDefault false;
+    security.sudo.enable = lib.mkDefault false;
+    xdg = lib.genAttrs [ "autostart" "icons" "menus" "mime" "sounds" ] (_: {
+      enable = lib.mkDefault false;
+    });
     networking.useNetworkd = lib.mkDefault true;
     services.udisks2.enable = lib.mkDefault false;
     fonts.fontconfig.enable = lib.mkDefault false;

@@ -62,7 +62,7 @@ let
     };
   };
 in
-same [ "acl" "attr" "bash-completion" "bzip2" "cpio" "curl" "dosfstools" "file" "findutils" "git" "gzip" "hostname" "inotify-tools" "jq" "kbd" "kexec-tools" "less" "mdadm" "mtools" "nano" "nftables" "openssl" "patch" "procps" "psmisc" "rsync" "strace" "sudo" "time" "zstd" "diffutils" ]
+same [ "acl" "attr" "bash-completion" "bzip2" "cpio" "curl" "dosfstools" "file" "findutils" "git" "gzip" "hostname" "inotify-tools" "jq" "kbd" "kexec-tools" "less" "mdadm" "mtools" "nano" "nftables" "openssl" "patch" "procps" "psmisc" "rsync" "strace" "time" "zstd" "diffutils" ]
 // each [ "bash" "bashNonInteractive" "bashInteractive" "bashInteractiveFHS" "runtimeShellPackage" ] wrap.bash
 // each [ "coreutils" "coreutils-full" "uutils-coreutils-noprefix" ] wrap.coreutils
 // each [ "perl" "perl5" ] wrap.perl
