@@ -32,15 +32,6 @@
     fonts.fontconfig.enable = lib.mkDefault false;
     fonts.enableDefaultPackages = lib.mkDefault false;
 
-    # Debian's kernel can't choose squashfs's threads as a mount option; it always uses several.
-    fileSystems = lib.mkIf (options ? isoImage) {
-      "/nix/.ro-store" = lib.mkImageMediaOverride {
-        options = lib.mkForce [
-          "loop"
-          "x-initrd.mount"
-        ];
-      };
-    };
     # An image is compressed in an emulated VM here: at NixOS's own level, 19, for most of an hour.
     ${if options ? isoImage then "isoImage" else null}.squashfsCompression = lib.mkDefault "zstd -Xcompression-level 1";
     # Debian's nix names its own static shell.

@@ -42,7 +42,9 @@ let
       isHardened = false;
       isLibre = false;
       kernelOlder = lib.versionOlder version;
-      kernelAtLeast = lib.versionAtLeast version;
+      # Debian's squashfs, which always uses several threads, can't choose them as a mount option. NixOS asks for that from
+      # 6.2 on.
+      kernelAtLeast = wanted: wanted != "6.2" && lib.versionAtLeast version wanted;
       features = {
         ia32Emulation = true;
         netfilterRPFilter = true;
