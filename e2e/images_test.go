@@ -117,7 +117,7 @@ type report struct {
 	Entry, Format, System, Method, Nix string
 	Nixpkgs                            struct{ Source, Hash, Release, Path string }
 	Times                              map[string]int64 `json:"times_ms"`
-	Outputs                            []string
+	Outputs, Overridden                []string
 	Closure                            int64 `json:"closure_bytes"`
 	Error                              *struct {
 		Class, Summary, At, Advice string
@@ -156,12 +156,36 @@ func TestFolderBecomesImage(t *testing.T) {
 	set(t, "NIXPKGS="+nixpkgs+"/old")
 	defer set(t, "NIXPKGS="+nixpkgs)
 	dropFolder(t, "machine", map[string]string{
-		"configuration.nix":   "{ imports = [ ./parts/name.nix ]; }\n",
+		"configuration.nix": `{
+  imports = [ ./parts/name.nix ];
+  # Of the machine that it was written for.
+  fileSystems."/" = { device = "/dev/disk/by-label/root"; fsType = "ext4"; };
+  fileSystems."/boot" = { device = "/dev/disk/by-label/BOOT"; fsType = "vfat"; };
+  swapDevices = [ { device = "/dev/sda3"; } ];
+  boot.loader.systemd-boot.enable = true;
+}
+`,
 		"parts/name.nix":      "{ networking.hostName = builtins.readFile ./name; boot.marker = \"MARKER of a folder\"; }\n",
 		"parts/name":          "dropped-folder",
 		"a file of no use.md": "With a space in its name.\n",
 	})
-	image(t, installation.outcome(t, "machine"), nixpkgs+"/old", "nixos-generators", "MARKER of a folder")
+	r := installation.outcome(t, "machine")
+	image(t, r, nixpkgs+"/old", "nixos-generators", "MARKER of a folder")
+	overridden := strings.Join(reportOf(t, r).Overridden, "\n")
+	for _, setting := range []string{"fileSystems.\"/\" (/dev/disk/by-label/root, ext4)", "fileSystems.\"/boot\"", "swapDevices (/dev/sda3)", "boot.loader.systemd-boot"} {
+		if !strings.Contains(overridden, setting) || !strings.Contains(r.log, setting) {
+			t.Errorf("that %s gave way is not said: report %q, log\n%s", setting, overridden, r.log)
+		}
+	}
+}
+
+// The other format, and a mark that the installer's own module was in it.
+func TestInstallerImage(t *testing.T) {
+	useFixture(t)
+	set(t, "FORMAT=install-iso")
+	defer set(t, "FORMAT=iso")
+	installation.drop(t, "installer.nix", "{ boot.marker = \"MARKER of an installer\"; }\n")
+	image(t, installation.outcome(t, "installer"), nixpkgs, "image.modules", "MARKER of an installer")
 }
 
 // image checks the outcome of a configuration: one ISO, whole, that boots to
@@ -183,7 +207,7 @@ func image(t *testing.T, r result, from, method, marker string) {
 		t.Errorf("the image did not print FIXTURE and %q on its console:\n%s", marker, console)
 	}
 	said := reportOf(t, r)
-	if said.Format != "iso" || said.System != "x86_64-linux" || said.Nixpkgs.Path != from || said.Method != method || said.Nixpkgs.Hash == "" ||
+	if !strings.HasSuffix(said.Format, "iso") || said.System != "x86_64-linux" || said.Nixpkgs.Path != from || said.Method != method || said.Nixpkgs.Hash == "" ||
 		said.Nix == "" || said.Closure == 0 || len(said.Outputs) == 0 || said.Times["build"] == 0 || said.Error != nil {
 		t.Errorf("report: %+v", said)
 	}
@@ -204,6 +228,9 @@ func TestConfigurationThatFails(t *testing.T) {
 		{"syntax", "{ ... }: {\n  networking.hostName = ;\n}\n", "evaluation", "syntax.nix:2", "syntax error"},
 		{"broken-build", "{ pkgs, ... }: {\n  environment.systemPackages = [ pkgs.broken ];\n}\n", "build", "", "broken"},
 		{"wrong-hash", "{ pkgs, ... }: {\n  environment.systemPackages = [ pkgs.wrong-hash ];\n}\n", "hash", "", "not what was expected"},
+		{"crashing", "{ pkgs, ... }: {\n  environment.systemPackages = [ pkgs.crashing ];\n}\n", "killed", "", "crashing"},
+		{"unreachable", "{ pkgs, ... }: {\n  environment.systemPackages = [ pkgs.unreachable ];\n}\n", "network", "", "example.invalid"},
+		{"world", "{ pkgs, ... }: {\n  environment.systemPackages = [ pkgs.fake-world ];\n}\n", "cache", "", "no binary cache can be reached"},
 		{"wants-kvm", "{ pkgs, ... }: {\n  environment.systemPackages = [ pkgs.needs-kvm ];\n}\n", "unsupported", "", "kvm"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

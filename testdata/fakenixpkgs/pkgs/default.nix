@@ -7,9 +7,11 @@ let
       {
         inherit name system;
         builder = "/bin/sh";
+        # Ended by the shell itself: it would put the last program in its own place, and Nix kills a builder that has closed
+        # its output and is not gone yet.
         args = [
           "-ec"
-          script
+          (script + "\nexit 0\n")
         ];
         PATH = "/usr/bin:/bin";
         # The tools are Debian's, so the build must see them.
