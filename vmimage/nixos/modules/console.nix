@@ -80,11 +80,21 @@ in
       };
 
   # The log lives in memory; what is an error is also on the console, where a VM out of reach can still be read.
-  services.journald.storage = "volatile";
-  services.journald.extraConfig = ''
-    RuntimeMaxUse=64M
-    Audit=no
-    ForwardToConsole=yes
-    MaxLevelConsole=err
-  '';
+  services.journald = lib.mkMerge [
+    {
+      extraConfig = ''
+        RuntimeMaxUse=64M
+        Audit=no
+        ForwardToConsole=yes
+        MaxLevelConsole=err
+      '';
+    }
+    (
+      # A text of its own before 24.05.
+      if options.services.journald ? storage then
+        { storage = "volatile"; }
+      else
+        { extraConfig = "Storage=volatile"; }
+    )
+  ];
 }

@@ -14,8 +14,11 @@ in
     man.enable = false;
     nixos.enable = false;
   };
-  environment.defaultPackages = lib.mkForce [ ];
-  environment.stub-ld.enable = false;
+  environment = {
+    defaultPackages = lib.mkForce [ ];
+  }
+  # Absent before 24.05.
+  // lib.optionalAttrs (options.environment ? stub-ld) { stub-ld.enable = false; };
   fonts.fontconfig.enable = false;
   programs = off options.programs [
     "command-not-found"
