@@ -335,7 +335,7 @@ func TestVMImageInterrupted(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), ".") || strings.HasSuffix(e.Name(), ".new") {
+		if strings.HasPrefix(e.Name(), ".") || strings.Contains(e.Name(), ".new") {
 			t.Errorf("left over: %s", e.Name())
 		}
 	}

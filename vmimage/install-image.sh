@@ -7,20 +7,32 @@
 storage=${STORAGE:-/storage}
 image=$storage/boot.iso
 note=$image.sha256
-new=$storage/.boot.iso.new
+run=$(cat /proc/sys/kernel/random/uuid)
+new=$storage/.boot.iso.new.$run
 given=${GIVEN_ISO:-/given/boot.iso}
 
 say() { echo "vmimage: $*"; }
 
 fail() {
-  rm -f "$new" "$note.new"
+  rm -f "$new" "$note.new.$run"
   echo "vmimage: $*" >&2
   exit 1
 }
 
 need_storage() {
   [ -d "$storage" ] || fail "$storage is not mounted: give this service the VM's storage volume"
-  rm -f "$new" "$note.new" # left by one that was killed
+  if command -v flock >/dev/null; then
+    # Held until this shell and what it started have ended.
+    exec 9<"$storage"
+    flock -n 9 || {
+      # Anything but 1: a file system that can't lock.
+      if [ $? = 1 ]; then
+        say "waiting for another one, which works in $storage"
+        flock 9
+      fi
+    }
+  fi
+  rm -f "$storage"/.boot.iso.new* "$note".new* # left by one that was killed
 }
 
 mebibytes() { echo $((($1 + 1048575) / 1048576)); }
@@ -40,19 +52,33 @@ read_note() {
 # image_is KEY: whether the ISO that is there was made from KEY. Its digest is in sum.
 image_is() { read_note && [ "$key" = "$1" ]; }
 
+# digest FILE
+digest() {
+  digest=$(sha256sum <"$1") || return 1
+  echo "${digest%% *}"
+}
+
+# is_iso FILE
+is_iso() { [ "$(head -c 32774 "$1" | tail -c 5 | tr -d '\0')" = CD001 ]; }
+
 # put_image KEY FILE [SHA256]: puts a copy of FILE in its place, having read it back.
 put_image() {
   read_note || :
   size=$(stat -L -c %s "$2") || fail "cannot read $2"
+  want=${3:-}
+  [ -n "$want" ] || want=$(digest "$2") || fail "cannot read $2"
   err=$(cp "$2" "$new" 2>&1 && sync "$new" 2>&1) ||
     fail "cannot write the VM's ISO ($(mebibytes "$size") MiB) into $storage, $(free_mebibytes "$storage") MiB free: $err"
-  got=$(sha256sum <"$new") || fail "cannot read back $new"
-  got=${got%% *}
-  [ -z "${3:-}" ] || [ "$got" = "$3" ] || fail "what was written to $storage is not what was read: look at the host's disk"
+  # Of the very file that is read back: what has the ISO's name later may be another one's.
+  is=$(stat -c '%s %Y' "$new") || fail "cannot read back $new"
+  got=$(digest "$new") || fail "cannot read back $new"
+  if [ "${is% *}" != "$size" ] || [ "$got" != "$want" ]; then
+    fail "what was written to $storage is not what was read: look at the host's disk"
+  fi
 
   # First the ISO, then the note: between the two the note is wrong at worst, and the next run does it once more.
   mv "$new" "$image" || fail "cannot put the ISO in its place in $storage"
-  if ! echo "$got $(stat -c '%s %Y' "$image") $1" >"$note.new" || ! mv "$note.new" "$note"; then
+  if ! echo "$got $is $1" >"$note.new.$run" || ! mv "$note.new.$run" "$note"; then
     fail "the ISO is in place, but its note cannot be written into $storage (disk full?)"
   fi
   sync "$storage"
@@ -69,7 +95,7 @@ put_image() {
 # put_given: if the user gave an ISO of his own, it is taken, and 0 returned.
 put_given() {
   [ -s "$given" ] && [ -f "$given" ] || return 1
-  [ "$(head -c 32774 "$given" | tail -c 5)" = CD001 ] || fail "BOOT_ISO names a file that is no ISO image"
+  is_iso "$given" || fail "BOOT_ISO names a file that is no ISO image"
   from="given $(stat -c '%s %Y' "$given")"
   if image_is "$from"; then
     say "the ISO that BOOT_ISO names is in place (sha256 $sum)"

@@ -3,9 +3,12 @@
 package vmimage
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,16 +32,19 @@ func newStorage(t *testing.T) storage {
 		if err != nil {
 			t.Fatal(err)
 		}
-		half := ""
+		half, held := "", ""
 		if name == "cp" {
 			half = `head -c 1000 "$1" >"$2"; `
+			held = `if [ -n "${HELD:-}" ]; then ` + half + `echo held >&3; read -r _ <&4; fi
+if [ -n "${SPOILT:-}" ]; then ` + half + `exit 0; fi
+`
 		}
 		script := fmt.Sprintf(`#!/bin/sh
 n=$(($(cat "$COUNT") + 1))
 echo $n >"$COUNT"
 if [ $n = "$KILLED" ]; then %skill -9 0; fi
-exec %s "$@"
-`, half, program)
+%sexec %s "$@"
+`, half, held, program)
 		if err := os.WriteFile(filepath.Join(s.shims, name), []byte(script), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -54,19 +60,25 @@ func (s storage) run(ctx context.Context, t *testing.T, key, file string, killed
 	if err := os.WriteFile(count, []byte("0"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	cmd := s.command(ctx, key, file, fmt.Sprint("KILLED=", killed))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// command is the shell that puts a file into the storage, unless it is there.
+func (s storage) command(ctx context.Context, key, file string, env ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "sh", "-uc", `
 		. ./install-image.sh
 		need_storage
 		if put_given; then exit 0; fi
 		if image_is "$1"; then say "up to date $sum"; exit 0; fi
 		put_image "$1" "$2"`, "sh", key, file)
-	cmd.Env = []string{
+	cmd.Env = append([]string{
 		"PATH=" + s.shims + ":/usr/local/bin:/usr/bin:/bin", "STORAGE=" + s.dir, "GIVEN_ISO=" + filepath.Join(s.shims, "given"),
-		"COUNT=" + count, fmt.Sprint("KILLED=", killed),
-	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	out, err := cmd.CombinedOutput()
-	return string(out), err
+		"COUNT=" + filepath.Join(s.shims, "count"),
+	}, env...)
+	return cmd
 }
 
 func (s storage) image(t *testing.T) []byte {
@@ -122,6 +134,99 @@ func TestImageIsWholeAtAnyMoment(t *testing.T) {
 	}
 	if died < 6 {
 		t.Errorf("it died at %d commands only", died)
+	}
+}
+
+// Two at once: one is half-way in writing when the other comes. With a lock
+// that one waits; without one what boots is still one of the two in full, and
+// the note is of it or counts for nothing.
+func TestTwoAtOnce(t *testing.T) {
+	for _, locked := range []bool{true, false} {
+		t.Run(fmt.Sprint("locked=", locked), func(t *testing.T) {
+			dir := t.TempDir()
+			s := newStorage(t)
+			write(t, filepath.Join(s.shims, "count"), []byte("0"))
+			if !locked {
+				if err := os.WriteFile(filepath.Join(s.shims, "flock"), []byte("#!/bin/sh\n"), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			one, two := bytes.Repeat([]byte("one "), 5000), bytes.Repeat([]byte("two"), 7000)
+			held, atHeld := pipe(t)
+			goOn, release := pipe(t)
+			first := s.command(t.Context(), "key 1", write(t, filepath.Join(dir, "one"), one), "HELD=yes", "KILLED=0")
+			first.ExtraFiles = []*os.File{atHeld, goOn}
+			var said bytes.Buffer
+			first.Stdout, first.Stderr = &said, &said
+			if err := errors.Join(first.Start(), atHeld.Close()); err != nil {
+				t.Fatal(err)
+			}
+			if line, err := bufio.NewReader(held).ReadString('\n'); err != nil {
+				t.Fatal(err, line, said.String())
+			}
+			second := s.command(t.Context(), "key 2", write(t, filepath.Join(dir, "two"), two), "KILLED=0")
+			out, err := second.StdoutPipe()
+			if err := errors.Join(err, second.Start()); err != nil {
+				t.Fatal(err)
+			}
+			lines := bufio.NewReader(out)
+			line, err := lines.ReadString('\n')
+			if waits := strings.Contains(line, "waiting for another one"); err != nil || waits != locked {
+				t.Error(err, line)
+			}
+			if !locked {
+				if err := second.Wait(); err != nil {
+					t.Error(err)
+				}
+			}
+			if err := errors.Join(release.Close(), first.Wait()); err != nil {
+				t.Error(err, said.String())
+			}
+			want, key := one, "key 1"
+			if locked {
+				rest, err := io.ReadAll(lines)
+				if err := errors.Join(err, second.Wait()); err != nil {
+					t.Error(err, string(rest))
+				}
+				want, key = two, "key 2"
+			}
+			if !bytes.Equal(s.image(t), want) {
+				t.Errorf("there are %d bytes, not the last one's %d", len(s.image(t)), len(want))
+			}
+			if out, err := s.run(t.Context(), t, key, filepath.Join(dir, "one"), 0); err != nil || !strings.Contains(out, "up to date") {
+				t.Errorf("%v: %s", err, out)
+			}
+			if entries, err := os.ReadDir(s.dir); err != nil || len(entries) != 2 {
+				t.Error("left", entries, err)
+			}
+		})
+	}
+}
+
+func pipe(t *testing.T) (r, w *os.File) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = r.Close(), w.Close() })
+	return r, w
+}
+
+// A copy that is not what was copied never takes the image's place.
+func TestSpoiltCopy(t *testing.T) {
+	dir := t.TempDir()
+	s := newStorage(t)
+	if out, err := s.run(t.Context(), t, "key 1", write(t, filepath.Join(dir, "old"), []byte("old")), 0); err != nil {
+		t.Fatal(err, out)
+	}
+	next := write(t, filepath.Join(dir, "next"), bytes.Repeat([]byte("new"), 7000))
+	out, err := s.command(t.Context(), "key 2", next, "KILLED=0", "SPOILT=yes").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "is not what was read") || string(s.image(t)) != "old" {
+		t.Errorf("%v: %s", err, out)
+	}
+	if out, err := s.run(t.Context(), t, "key 1", next, 0); err != nil || !strings.Contains(out, "up to date") {
+		t.Errorf("%v: %s", err, out)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 )
 
 // A bundle is an image's part of the store, packed into a folder of the image:
@@ -177,6 +178,8 @@ func (b bundle) fill(ctx context.Context) (bool, error) {
 	if err := b.register(ctx, b.file("registration")); err != nil {
 		return false, err
 	}
+	// The mark must not outlive what it speaks of when the power fails.
+	syscall.Sync()
 	return true, b.mark(string(id))
 }
 

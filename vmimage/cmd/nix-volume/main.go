@@ -11,6 +11,9 @@
 //	nix-volume run FOLDER COMMAND…    as its entry point: brings the volume up
 //	                                  to the image if need be, then becomes COMMAND
 //
+// One at a time: run waits for another one on the same volume, until its
+// COMMAND has ended.
+//
 // It is static and needs nothing that lies in /nix.
 package main
 
@@ -21,6 +24,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"syscall"
 )
 
@@ -40,6 +44,9 @@ func run(ctx context.Context, args, env []string, out io.Writer) error {
 		return b.pack(ctx)
 	case len(args) > 2 && args[0] == "run":
 		b.folder = args[1]
+		if _, err := lock(b.at("osbuilder/lock"), os.Stderr); err != nil {
+			return err
+		}
 		filled, err := b.fill(ctx)
 		if err != nil {
 			return fmt.Errorf("bring the volume on /nix up to this image: %w\n"+
@@ -55,6 +62,29 @@ func run(ctx context.Context, args, env []string, out io.Writer) error {
 		return fmt.Errorf("run %s: %w", program, syscall.Exec(program, args[2:], env))
 	}
 	return errors.New("usage: nix-volume pack FOLDER | nix-volume run FOLDER COMMAND…")
+}
+
+// lock takes a file's lock, waiting for it. The program that this one becomes,
+// and what that one starts, hold it on, so the file isn't closed across exec.
+func lock(file string, out io.Writer) (int, error) {
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return 0, err
+	}
+	fd, err := syscall.Open(file, syscall.O_RDWR|syscall.O_CREAT, 0o600)
+	if err != nil {
+		return 0, &os.PathError{Op: "open", Path: file, Err: err}
+	}
+	err = syscall.Flock(fd, syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		fmt.Fprintln(out, "nix-volume: waiting for another one, which works in the volume on /nix")
+		for err = syscall.EINTR; errors.Is(err, syscall.EINTR); {
+			err = syscall.Flock(fd, syscall.LOCK_EX)
+		}
+	}
+	if err != nil {
+		return 0, errors.Join(&os.PathError{Op: "lock", Path: file, Err: err}, syscall.Close(fd))
+	}
+	return fd, nil
 }
 
 // nixStore runs nix-store, for root alone in a container: there are no build
