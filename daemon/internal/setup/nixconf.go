@@ -19,7 +19,8 @@ func nixConf(lines string) string {
 	return text
 }
 
-var nixSetting = regexp.MustCompile(`^[a-z][a-z0-9-]* *=`)
+// Nix splits a line at white space: the = is a word of its own.
+var nixSetting = regexp.MustCompile(`^[a-z][a-z0-9-]*[ \t]+=([ \t]|$)`)
 
 // checkNixConf finds what would stop nix-daemon in the VM, where it is hard to
 // see: a line that is no setting. Includes are refused, since what they name

@@ -14,11 +14,11 @@ func TestNixConf(t *testing.T) {
 	if got := tree(t, c)["/vm-keys/vm/nix.conf"]; !strings.HasPrefix(got, "#") || strings.Count(got, "\n") != 1 {
 		t.Errorf("nothing set: %q", got)
 	}
-	c.NixConf = "\nextra-substituters = https://cache.example.org\n  # ours\nextra-trusted-public-keys = a-1:b=\n\n"
+	c.NixConf = "\nextra-substituters = https://cache.example.org\n  # ours\nsubstituters =\nmax-jobs\t=\t2\nextra-trusted-public-keys = a-1:b=\n\n"
 	mustRun(t, c)
 	for _, vm := range c.Builders {
 		got := tree(t, c)["/vm-keys/"+vm+"/nix.conf"]
-		if !strings.HasSuffix(got, "\nextra-substituters = https://cache.example.org\n  # ours\nextra-trusted-public-keys = a-1:b=\n") {
+		if !strings.HasSuffix(got, "\nextra-substituters = https://cache.example.org\n  # ours\nsubstituters =\nmax-jobs\t=\t2\nextra-trusted-public-keys = a-1:b=\n") {
 			t.Errorf("%s: %q", vm, got)
 		}
 	}
@@ -32,6 +32,9 @@ func TestNixConfThatIsNone(t *testing.T) {
 		"# one\n!include /etc/shadow",
 		"# one\ninclude /etc/shadow",
 		"# one\nSubstituters = x",
+		"max-jobs = 2\nsubstituters=https://x",
+		"max-jobs = 2\nmax-jobs =2",
+		"max-jobs = 2\nmax-jobs= 2",
 	} {
 		c.NixConf = lines
 		err := Run(t.Context(), c)
