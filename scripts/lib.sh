@@ -91,14 +91,45 @@ at_least() {
   return 0
 }
 
-# setting NAME: what the user chose, in the environment or in .env; empty if nothing.
+# setting NAME: what the user chose, in the environment or in .env; empty if nothing. Read as Compose reads it: in quotes a
+# value may have several lines, and in double ones \", \\, \$ and \n stand for a character.
 setting() {
-  local value
+  local value program
   eval "value=\${$1:-}"
-  if [ -z "$value" ] && [ -f "$ROOT/.env" ]; then
-    value=$(sed -n "s/^[[:space:]]*\(export[[:space:]][[:space:]]*\)\{0,1\}$1=//p" "$ROOT/.env" | tail -n 1 |
-      sed "s/[[:space:]]#.*//; s/[[:space:]]*\$//; s/^\"\(.*\)\"\$/\1/; s/^'\(.*\)'\$/\1/")
-  fi
+  # shellcheck disable=SC2016 # awk's own variables
+  program='
+    # read_on TEXT: adds to the value that is in quotes, up to the closing one. Without one in it the next line goes on.
+    function read_on(text, i, c) {
+      for (i = 1; i <= length(text); i++) {
+        c = substr(text, i, 1)
+        if (c == quote) { quote = ""; keep(); return }
+        if (c == "\\" && quote == "\"") {
+          c = substr(text, ++i, 1)
+          if (c == "n") c = "\n"
+          else if (c !~ /^["\\$]$/) c = "\\" c
+        }
+        value = value c
+      }
+      value = value "\n"
+    }
+    function keep() { if (key == name) found = value }
+    quote != "" { read_on($0); next }
+    /^[[:space:]]*(export[[:space:]]+)?[A-Za-z_][A-Za-z0-9_]*[[:space:]]*=/ {
+      key = text = $0
+      sub(/[[:space:]]*=.*/, "", key)
+      sub(/.*[[:space:]]/, "", key)
+      sub(/^[^=]*=[[:space:]]*/, "", text)
+      value = ""
+      quote = substr(text, 1, 1)
+      if (quote == "\"" || quote == "\047") { read_on(substr(text, 2)); next }
+      quote = ""
+      sub(/[[:space:]]#.*/, "", text)
+      sub(/[[:space:]]*$/, "", text)
+      value = text
+      keep()
+    }
+    END { printf "%s", found }'
+  if [ -z "$value" ] && [ -f "$ROOT/.env" ]; then value=$(awk -v name="$1" "$program" "$ROOT/.env"); fi
   printf '%s' "$value"
 }
 
