@@ -18,7 +18,39 @@ confirm() {
 # own_images: by our own names only. Debian and Go images that were pulled may serve others.
 own_images() {
   docker image ls --format '{{.Repository}}:{{.Tag}}' |
-    grep -E '^(osbuilder|osbuilder-test|osbuilder-prove|osbuilder-base)/[a-z-]+:' || true
+    grep -E '^(osbuilder|osbuilder-test|osbuilder-proof|osbuilder-prove|osbuilder-base)/[a-z-]+:' || true
+}
+
+# remove_proofs: the installations of make boot-nixos and make prove-nixos, whose settings lie beside their files.
+remove_proofs() {
+  local name folder
+  for name in proof prove; do
+    [ -f "$OWN/$name/env" ] || continue
+    folder=$(other_folder "osbuilder-$name")
+    if [ -n "$folder" ]; then
+      say "The project osbuilder-$name belongs to another folder and stays: $folder"
+      continue
+    fi
+    step "down-$name" "Removing the installation in .osbuilder/$name" down_proof "$OWN/$name/env" || return
+  done
+}
+
+# down_proof FILE: with the settings in the file alone; those of the environment would go before them.
+down_proof() (
+  while read -r name; do unset "$name"; done < <(sed -n 's/^\([A-Z_]*\)=.*/\1/p' "$1")
+  PROJECT_ENV=(--env-file "$1")
+  compose down --volumes --remove-orphans
+)
+
+# remove_roots_files: what containers have written there as root, when this is run by somebody else.
+remove_roots_files() {
+  local image
+  if is_root || [ ! -d "$OWN/proof" ] || rm -rf "$OWN/proof" 2>/dev/null; then return 0; fi
+  for image in osbuilder-proof/debian-packages $(own_images | grep -E '(debian|qemu|vmimage-debian):') debian:trixie-slim; do
+    docker image inspect "$image" >/dev/null 2>&1 || continue
+    docker run --rm --network none -v "$OWN:/own" --entrypoint rm "$image" -rf /own/proof && return 0
+  done
+  return 0 # what is left is told at the end
 }
 
 # remove_images: one by one, since one in use by another project must not keep the rest. Sets STAYED.
@@ -75,9 +107,11 @@ if docker version >/dev/null 2>&1; then
   if find_compose; then
     use_project "$DEMO_ENV"
     step down "Stopping and removing containers, network and volumes" compose down --volumes --remove-orphans
+    remove_proofs
   else
     say "Docker Compose is not installed: containers and volumes, if there are any, stay."
   fi
+  remove_roots_files
   step images "Removing the images of this project" remove_images
   [ -z "$STAYED" ] || note "stayed, being in use:$STAYED"
 else
@@ -92,5 +126,5 @@ if STARTED_DOCKERD=$(own_dockerd); then
     say "Other containers are running: the Docker engine that make demo had started stays. It stops with: kill $STARTED_DOCKERD"
   fi
 fi
-rm -rf "$OWN"
+rm -rf "$OWN" || die "not all of .osbuilder could be removed: some of it is another user's." "As root: rm -rf $OWN"
 say "Removed. What Docker keeps of builds is shared with your other projects: docker builder prune removes it for all of them."

@@ -28,19 +28,28 @@ project_name() {
   printf '%s' "${name:-$(sed -n 's/^name: *//p' "$ROOT/compose.yaml")}"
 }
 
-# need_own_project: another clone has the same project name unless it was given one, and so the same containers and volumes.
-# Only containers say which folder they come from.
+# other_folder PROJECT: the folder that a project belongs to, if it is not this one. Another clone has the same project name
+# unless it was given one, and so the same containers and volumes. Only containers say which folder they come from.
+other_folder() {
+  local folder
+  while read -r folder; do
+    if [ -n "$folder" ] && ! [ "$folder" -ef "$ROOT" ]; then
+      printf '%s' "$folder"
+      return
+    fi
+  done < <(docker ps -a --filter "label=com.docker.compose.project=$1" \
+    --format '{{.Label "com.docker.compose.project.working_dir"}}' | sort -u)
+}
+
 need_own_project() {
   local name folder
   name=$(project_name)
-  while read -r folder; do
-    if [ -z "$folder" ] || [ "$folder" -ef "$ROOT" ]; then continue; fi
+  folder=$(other_folder "$name")
+  [ -z "$folder" ] ||
     die "the project $name on this machine belongs to another folder: $folder" \
       "Go on there. To have a second one here, set in .env: COMPOSE_PROJECT_NAME=$name-2, and SSH_PORT and VIEWER_PORT of its own." \
       "If that folder is gone, or is this one by a former name: ${COMPOSE[*]-docker compose} -p $name down" \
       "removes its containers and keeps the VM's disk, keys and records. Then run this again."
-  done < <(docker ps -a --filter "label=com.docker.compose.project=$name" \
-    --format '{{.Label "com.docker.compose.project.working_dir"}}' | sort -u)
 }
 
 # choose_vm_container: sets FILES, the value for COMPOSE_FILE, empty for Compose's own choice.
