@@ -82,20 +82,25 @@ func testLife(t *testing.T, b *bench) {
 			value job "$(nix-store --check-validity /nix/var/nix/gcroots/job; echo $?)"
 			value tmp "$(ls /tmp /var/tmp | tr '\n' ' ')"
 			value pipe "$(cat /nexus_bootstrap/pipe_in)"
-			stop`})
+			fill_disk; stop`})
 		o.want(t, persistent, verified, stopped("1"))
-		o.want(t, []string{"job", "0", "tmp", "/tmp:  /var/tmp: ", "pipe", "request"})
+		o.want(t, []string{"job", "0", "tmp", "/tmp:  /var/tmp: ", "pipe", "request", "free", "0"})
 		o.silent(t, "copying", "recover", "needs repair")
 		b.wantClean(t, "data")
 	})
 
-	step("new image version", func(t *testing.T) {
+	// No block is free. What is there of the image, and a job's, must stay.
+	step("new image version on a full disk", func(t *testing.T) {
 		o := b.run(t, boot{disks: []disk{image("2"), data("data")}, do: `
 			boot_image 2; start; verify
 			value job "$(cmp /nix/var/nix/gcroots/job/data /nix/var/nix/gcroots/job/own/data; echo $?)"
+			value valid "$(nix-store -qR /nix/var/nix/gcroots/job | xargs nix-store --check-validity; echo $?)"
+			value pins "$(ls -d /nix/var/nix/gcroots/image 2>/dev/null)"
+			rm /data/ballast
 			stop`})
 		o.want(t, persistent, verified, stopped("2"))
-		o.want(t, []string{"job", "0"})
+		o.want(t, []string{"job", "0", "valid", "0", "pins", ""})
+		o.says(t, "collecting garbage")
 		o.says(t, "osbuilder: store: copying 2 paths") // the parts are shared
 		b.wantClean(t, "data")
 	})

@@ -52,7 +52,8 @@ type Config struct {
 
 	Log io.Writer // one fact a line; nil is silent
 
-	look time.Duration // between looks at an idle pipe_out; 0 is lookEvery
+	look  time.Duration // between looks at an idle pipe_out; 0 is lookEvery
+	clean time.Duration // between looks for old uploads; 0 is cleanEvery
 
 	// fault stands in for a disk that fails; tests set it.
 	fault func(op, path string) error

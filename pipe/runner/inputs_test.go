@@ -263,6 +263,44 @@ func TestLostInputs(t *testing.T) {
 	}
 }
 
+// A job that ran needs its inputs no more: its outcome must not go with them.
+func TestLostInputsOfAFinishedJob(t *testing.T) {
+	m := boot(t)
+	accepted(t, m.send(1, inputsHeader("j", 1, m.upload("inputs")), "true\n"))
+	m.finished("j")
+	m.stop()
+	if err := os.Remove(m.cfg.paths(pipe.JobRef{Job: "j", Attempt: 1}).inputs()); err != nil {
+		t.Fatal(err)
+	}
+	m.start()
+	if h := m.await("hello", 2, ofType(pipe.TypeHello)).Hello; len(h.Jobs) != 1 {
+		t.Errorf("hello lists %v, want the finished job", h.Jobs)
+	}
+	m.reboot() // its outcome is told anew
+	if f := m.finished("j"); f.Status != pipe.StatusSucceeded {
+		t.Errorf("finished: %+v", f)
+	}
+}
+
+// A runner that lives long doesn't keep them, either.
+func TestOldUploadsAreRemovedInTime(t *testing.T) {
+	m := newMachine(t)
+	m.cfg.clean = 10 * time.Millisecond
+	m.start()
+	digest, half := m.upload("old"), filepath.Join(m.cfg.Pipe, ".inputs-"+digestOf("half"))
+	if err := os.WriteFile(half, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	old := time.Now().Add(-uploadsKept - time.Minute)
+	if err := os.Chtimes(m.cfg.upload(digest), old, old); err != nil {
+		t.Fatal(err)
+	}
+	m.until("the old upload is gone", func() bool { return !exists(m.cfg.upload(digest)) })
+	if !exists(half) {
+		t.Error("an upload under way was removed")
+	}
+}
+
 func TestOldUploadsAreRemoved(t *testing.T) {
 	m := newMachine(t)
 	if err := m.cfg.makePipe(self()); err != nil {

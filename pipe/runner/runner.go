@@ -152,6 +152,9 @@ func (r *Runner) start(ctx context.Context) error {
 // own.
 const lookEvery = 10 * time.Second
 
+// cleanEvery is how often a runner that lives long looks for old uploads.
+const cleanEvery = time.Hour
+
 // loop owns all state until ctx is done.
 func (r *Runner) loop(ctx context.Context) {
 	post := make(chan letter, letters)
@@ -168,12 +171,16 @@ func (r *Runner) loop(ctx context.Context) {
 	// the request whose answer would show it.
 	look := time.NewTicker(cmp.Or(r.cfg.look, lookEvery))
 	defer look.Stop()
+	clean := time.NewTicker(cmp.Or(r.cfg.clean, cleanEvery))
+	defer clean.Stop()
 	for {
 		select {
 		case <-look.C:
 			if err := r.mend(ctx); err != nil {
 				r.logf("%v", err)
 			}
+		case <-clean.C:
+			r.cleanUploads(false)
 		case <-ctx.Done():
 			r.logf("the runner stops; %d running jobs go on", len(r.slots))
 			return

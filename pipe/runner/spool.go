@@ -134,9 +134,6 @@ func (s *spool) loadJob(name string) (*job, error) {
 			j.ran = &marker{} // cut by a crash: never started, but who knows
 		}
 	}
-	if j.Inputs != "" && !exists(p.inputs()) {
-		return nil, errors.New("its inputs are gone")
-	}
 	var o outcome
 	switch err := readJSON(p.outcome(), maxOutcome, &o); {
 	case err == nil && (o.Finished.Status == "" || o.Finished.LogLength < 0):
@@ -145,6 +142,10 @@ func (s *spool) loadJob(name string) (*job, error) {
 		j.outcome, j.started = &o, o.Started
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, err
+	}
+	// What ran already needs them no more.
+	if j.Inputs != "" && j.outcome == nil && j.ran == nil && !exists(p.inputs()) {
+		return nil, errors.New("its inputs are gone")
 	}
 	return j, nil
 }

@@ -6,7 +6,6 @@ package config
 import (
 	"errors"
 	"fmt"
-	"net/url"
 	"os"
 	"path"
 	"reflect"
@@ -237,8 +236,8 @@ func isNixpkgs(s string) bool {
 	if channel.MatchString(s) || revision.MatchString(s) || path.IsAbs(s) && path.Clean(s) == strings.TrimRight(s, "/") && s != "/" {
 		return true
 	}
-	u, err := url.Parse(s)
-	return err == nil && (u.Host != "" && (u.Scheme == "http" || u.Scheme == "https") || u.Scheme == "file" && path.IsAbs(u.Path))
+	// As image-build looks at it: an address that has no host is not for this to find.
+	return strings.HasPrefix(s, "https://") || strings.HasPrefix(s, "http://") || strings.HasPrefix(s, "file:///")
 }
 
 func (i *Init) at(p Paths) { i.Paths = p }

@@ -91,7 +91,7 @@ func TestNixpkgs(t *testing.T) {
 	rev := strings.Repeat("0123456789", 4)
 	for _, good := range []string{
 		"nixos-26.05", "nixos-26.05-small", "nixos-unstable", "nixpkgs-unstable", rev, "/nix/nixpkgs", "/nix/nixpkgs/",
-		"https://example.org/nixpkgs.tar.gz", "http://10.0.0.1:8080/x", "file:///srv/nixpkgs.tar.xz",
+		"https://example.org/nixpkgs.tar.gz", "http://10.0.0.1:8080/x", "file:///srv/nixpkgs.tar.xz", "https://x/%zz",
 	} {
 		if !isNixpkgs(good) {
 			t.Errorf("%q is refused", good)
@@ -99,7 +99,7 @@ func TestNixpkgs(t *testing.T) {
 	}
 	for _, bad := range []string{
 		"", "nixos", "26.05", "nixos-", "nixos-26.05 ", "nixos-$(id)", rev[1:], rev + "0", strings.ToUpper(rev[:39]) + "A", "./nixpkgs", "nixpkgs",
-		"/", "/nix/../etc", "ftp://x/y", "https://", "file://host", "github:NixOS/nixpkgs", "https://x/\x1b[31m", "/a b",
+		"/", "/nix/../etc", "ftp://x/y", "HTTPS://x/y", "file:/srv/x", "file://host", "file://host/x", "github:NixOS/nixpkgs", "https://x/\x1b[31m", "/a b",
 	} {
 		if isNixpkgs(bad) {
 			t.Errorf("%q is taken", bad)

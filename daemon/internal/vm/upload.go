@@ -97,6 +97,10 @@ type upload struct {
 func (u *upload) run(c *sftp.Client) error {
 	if u.fresh {
 		for _, name := range []string{u.name, u.temp} {
+			// A later upload may be at work there.
+			if err := u.stopped(); err != nil {
+				return err
+			}
 			if err := c.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return fmt.Errorf("remove %s: %w", name, err)
 			}
@@ -108,10 +112,8 @@ func (u *upload) run(c *sftp.Client) error {
 	if err := u.fill(c); err != nil {
 		return err
 	}
-	select {
-	case <-u.stop:
-		return errShut
-	default:
+	if err := u.stopped(); err != nil {
+		return err
 	}
 	if err := c.PosixRename(u.temp, u.name); err != nil {
 		return fmt.Errorf("rename %s: %w", u.temp, err)
@@ -121,6 +123,9 @@ func (u *upload) run(c *sftp.Client) error {
 
 // fill writes what the temporary file lacks.
 func (u *upload) fill(c *sftp.Client) error {
+	if err := u.stopped(); err != nil {
+		return err
+	}
 	f, err := c.OpenFile(u.temp, os.O_WRONLY|os.O_CREATE)
 	if err != nil {
 		return fmt.Errorf("create %s: %w", u.temp, err)
@@ -147,15 +152,15 @@ func (u *upload) fill(c *sftp.Client) error {
 	}
 	// One write at a time: with several at once, a broken one leaves a hole
 	// before the others, and the size would not say how much there is.
-	out := bufio.NewWriterSize(u.guard(f), maxPacket)
-	if err := u.write(&skipper{w: out, skip: have}); err != nil {
+	out := bufio.NewWriterSize(u.guard(f, have), maxPacket)
+	if err := u.write(&skipper{w: out, skip: have, moved: u.moved}); err != nil {
 		return err
 	}
 	if err := out.Flush(); err != nil {
 		return err
 	}
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("sync %s: %w", u.temp, err)
+	if err := u.sync(f); err != nil {
+		return err
 	}
 	if info, err = f.Stat(); err != nil {
 		return fmt.Errorf("look at %s: %w", u.temp, err)
@@ -170,24 +175,55 @@ func (u *upload) fill(c *sftp.Client) error {
 	return nil
 }
 
-// guard passes writes on until nobody waits for them, and says that they are
-// made.
-func (u *upload) guard(f *sftp.File) io.Writer {
+// stopped is an error once nobody waits any more.
+func (u *upload) stopped() error {
+	select {
+	case <-u.stop:
+		return errShut
+	default:
+		return nil
+	}
+}
+
+// moved says that it goes on.
+func (u *upload) moved() {
+	select {
+	case u.progress <- struct{}{}:
+	default:
+	}
+}
+
+// syncEvery bounds what one sync has to write: all at the end could take longer
+// than a stall.
+const syncEvery = 64 << 20
+
+func (u *upload) sync(f *sftp.File) error {
+	u.moved()
+	defer u.moved()
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("sync %s: %w", u.temp, err)
+	}
+	return nil
+}
+
+// guard passes writes on, from an offset, until nobody waits for them, and says
+// that they are made.
+func (u *upload) guard(f *sftp.File, at int64) io.Writer {
 	return writerFunc(func(p []byte) (int, error) {
-		select {
-		case <-u.stop:
-			return 0, errShut
-		default:
+		if err := u.stopped(); err != nil {
+			return 0, err
 		}
 		n, err := f.Write(p)
-		select {
-		case u.progress <- struct{}{}:
-		default:
-		}
+		u.moved()
 		if err != nil {
-			err = fmt.Errorf("write %s: %w", u.temp, err)
+			return n, fmt.Errorf("write %s: %w", u.temp, err)
 		}
-		return n, err
+		before := at
+		at += int64(n)
+		if before/syncEvery == at/syncEvery {
+			return n, nil
+		}
+		return n, u.sync(f)
 	})
 }
 
@@ -197,13 +233,15 @@ func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
 // A skipper drops the first bytes: those that are there.
 type skipper struct {
-	w    io.Writer
-	skip int64
+	w     io.Writer
+	skip  int64
+	moved func()
 }
 
 func (s *skipper) Write(p []byte) (int, error) {
 	n := int(min(s.skip, int64(len(p))))
 	s.skip -= int64(n)
+	s.moved()
 	if n == len(p) {
 		return n, nil
 	}

@@ -263,10 +263,35 @@ func (b *builder) evaluate(ctx context.Context) (answer, error) {
 
 func (b *builder) ask(ctx context.Context, file, generators string) (a answer, err error) {
 	err = b.timed(&b.report.Times.Evaluate, func() error {
-		a, err = b.instantiate(ctx, file, generators)
-		return err
+		for try := 1; ; try++ {
+			if a, err = b.instantiate(ctx, file, generators); err != nil {
+				return err
+			}
+			gone := b.keep(ctx, a)
+			if gone == nil {
+				return nil
+			}
+			b.Say("the derivation could not be kept from the collector of garbage: " + nixlog.Plain(gone.Error()))
+			if try > 1 {
+				return nil // if it is gone again, building it says so
+			}
+			b.Say("evaluating once more")
+		}
 	})
 	return a, err
+}
+
+// keep roots the derivation. What holds it until then ends with the evaluation,
+// and from then on another job's collection may take it.
+func (b *builder) keep(ctx context.Context, a answer) error {
+	drv, name := a.Derivation, "image.drv"
+	if a.Generators != "" {
+		drv, name = a.Generators, "nixos-generators.drv"
+	}
+	// An evaluation that answers in JSON makes no roots, but this one does.
+	_, err := b.nix.Query(ctx, "nix-instantiate", "--expr", "{ drv }: import drv", "--argstr", "drv", drv,
+		"--add-root", b.root(name), "--indirect")
+	return err
 }
 
 func (b *builder) instantiate(ctx context.Context, file, generators string) (answer, error) {

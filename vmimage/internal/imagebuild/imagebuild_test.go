@@ -59,10 +59,16 @@ func newWorld(t *testing.T) *world {
 	})
 	w.program(t, "nix-instantiate", `
 case "$*" in
+*--add-root*)
+  echo "$*" >>keep.args
+  mv gone kept-not && exit 1
+  exit 0
+  ;;
 *generators*) step=evaluate-2 ;;
 *) step=evaluate ;;
 esac
 echo "$*" >"$step.args"
+echo "$step" >>evaluations
 cat "$step.err" >&2
 cat "$step.json"
 exit "$(cat "$step.exit" || echo 0)"`)
@@ -171,6 +177,36 @@ func TestOlderNixpkgsGoThroughNixosGenerators(t *testing.T) {
 	args, _ := os.ReadFile(filepath.Join(w.dir, "evaluate-2.args")) // empty fails below
 	if want := "--argstr generators " + w.dir + "/output"; !strings.Contains(string(args), want) {
 		t.Errorf("arguments %q without %q", args, want)
+	}
+}
+
+// Another job's collection may take the derivation before it is rooted.
+func TestTheDerivationIsKept(t *testing.T) {
+	for name, tc := range map[string]struct {
+		gone        bool
+		evaluations string
+	}{
+		"there": {false, "evaluate\n"},
+		"gone":  {true, "evaluate\nevaluate\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			if tc.gone {
+				w.write(t, "gone", "")
+			}
+			if _, err := imagebuild.Build(t.Context(), w.Options); err != nil {
+				t.Fatal(err, w.said)
+			}
+			keep := "--expr { drv }: import drv --argstr drv " + drv + " --add-root " + w.Work + "/roots/image.drv --indirect\n"
+			for file, want := range map[string]string{
+				"evaluations": tc.evaluations, "keep.args": strings.Repeat(keep, strings.Count(tc.evaluations, "\n")),
+			} {
+				got, err := os.ReadFile(filepath.Join(w.dir, file))
+				if diff := cmp.Diff(want, string(got)); diff != "" || err != nil {
+					t.Errorf("%s: %v (-want +got)\n%s", file, err, diff)
+				}
+			}
+		})
 	}
 }
 
