@@ -64,7 +64,18 @@ evaluate() {
   local tree=$1 system=$2 expression=$3
   shift 3
   nix-instantiate --read-write-mode --eval --strict --json -I "nixpkgs=$tree" --argstr nixpkgs "$tree" --argstr system "$system" \
-    "$@" "$expression" 2>"$work/said" | jq -r 'if type == "object" then .derivation // .generators else . end'
+    "$@" "$expression" 2>"$work/said" >"$work/answer" || return
+  jq -r 'if type == "object" then .derivation // .generators else . end' "$work/answer"
+}
+
+# gave_way: what of the example for an installed machine an ISO has no use for, as image.nix says it.
+gave_way() {
+  cat <<'LINES'
+fileSystems."/" (/dev/disk/by-label/nixos, ext4): the image's own, tmpfs
+fileSystems."/boot" (/dev/disk/by-label/boot, vfat): not mounted
+swapDevices (/dev/disk/by-label/swap): not used
+boot.loader.systemd-boot: the image brings its own boot loader
+LINES
 }
 
 # compare TREE SYSTEM: a user's configuration comes to the same derivation as with nixos-generators, of the version that goes
@@ -104,11 +115,23 @@ compare() {
       wrong "$user.nix as $format is not what nixos-generators makes of it" <<<"ours:   $ours"$'\n'"theirs: $theirs"
     fi
   done
+  [[ $system = x86_64-linux ]] || return 0
+  # A configuration of an installed machine comes to an ISO.
+  if ! evaluate "$tree" "$system" /src/image.nix --argstr format iso --argstr configuration "$work/machine.nix" "${given[@]}" >"$work/out"; then
+    wrong "examples/machine does not evaluate" <"$work/said"
+  elif ! jq -r '.overridden[]' "$work/answer" | diff -u <(gave_way) - >"$work/out"; then
+    wrong "what gives way of examples/machine" <"$work/out"
+  else
+    printf 'made an ISO of: %s: examples/machine, of which %s settings gave way\n' "$where" "$(gave_way | wc -l)"
+  fi
 }
 
 # A user's configurations: the example, and one with settings that only the image's module declares.
 cat >"$work/minimal.nix" <<EOF
 { imports = [ $here/gaps.nix /src/examples/minimal.nix ]; }
+EOF
+cat >"$work/machine.nix" <<EOF
+{ imports = [ $here/gaps.nix /src/examples/machine/configuration.nix ]; }
 EOF
 cat >"$work/settings.nix" <<EOF
 { imports = [ ./minimal.nix ]; isoImage.volumeID = "MINE"; isoImage.squashfsCompression = "zstd -Xcompression-level 3"; }
