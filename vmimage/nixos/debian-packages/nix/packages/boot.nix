@@ -74,7 +74,8 @@ let
     post = ''
       rm -rf $out/etc
       cd $out/lib/grub/x86_64-efi
-      [ -e gfxterm_menu.mod ] || cp echo.mod gfxterm_menu.mod
+      # Absent in Debian. Any module will do that is not in the image under its own name, too.
+      [ -e gfxterm_menu.mod ] || cp hello.mod gfxterm_menu.mod
     '';
     attrs = {
       grubTarget = "i386-pc";
