@@ -17,7 +17,7 @@ import (
 )
 
 // A bench holds what all guests boot from, in one folder that the container of
-// QEMU sees as /work.
+// QEMU sees as /guest.
 type bench struct {
 	dir    string
 	qemu   string // name of QEMU's image
@@ -52,7 +52,7 @@ func (b *bench) run(t *testing.T, what boot) outcome {
 	defer os.Remove(filepath.Join(b.dir, name+".initrd"))
 	b.write(t, name+".initrd", b.initrd(t, what))
 	args := []string{
-		"run", "--rm", "--name", name, "--network", "none", "--volume", b.dir + ":/work", "--workdir", "/work",
+		"run", "--rm", "--name", name, "--network", "none", "--volume", b.dir + ":/guest", "--workdir", "/guest",
 		"--entrypoint", "qemu-system-x86_64", b.qemu,
 		"-no-user-config", "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio",
 		"-machine", "pc", "-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max", "-smp", "1", "-m", "768",

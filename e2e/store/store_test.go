@@ -308,11 +308,11 @@ func newBench(t *testing.T) *bench {
 	id := docker(t, "create", images+"/vmimage-debian")
 	defer docker(t, "rm", id)
 	docker(t, "cp", id+":/image/boot.iso", filepath.Join(b.dir, "boot.iso"))
-	docker(t, "run", "--rm", "--network", "none", "--volume", b.dir+":/work", "--entrypoint", "xorriso", b.qemu,
-		"-osirrox", "on", "-indev", "/work/boot.iso", "-extract", "/live/vmlinuz", "/work/vmlinuz",
-		"-extract", "/live/initrd", "/work/initrd")
-	t.Log(docker(t, "run", "--rm", "--network", "none", "--volume", testdata+":/testdata:ro", "--volume", b.dir+":/work",
-		images+"/vm-rootfs", "bash", "/testdata/make-images", "/work"))
+	docker(t, "run", "--rm", "--network", "none", "--volume", b.dir+":/guest", "--entrypoint", "xorriso", b.qemu,
+		"-osirrox", "on", "-indev", "/guest/boot.iso", "-extract", "/live/vmlinuz", "/guest/vmlinuz",
+		"-extract", "/live/initrd", "/guest/initrd")
+	t.Log(docker(t, "run", "--rm", "--network", "none", "--volume", testdata+":/testdata:ro", "--volume", b.dir+":/guest",
+		images+"/vm-rootfs", "bash", "/testdata/make-images", "/guest"))
 	return b
 }
 
