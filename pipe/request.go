@@ -22,6 +22,17 @@ const (
 	// KindAcknowledge says that the outcome of a job is on record and its
 	// artifacts are delivered: the VM may forget them. Runs at once.
 	KindAcknowledge Kind = "acknowledge"
+	// KindCancel says that a job is not to run, or not to run on. Runs at once.
+	// What has ended, or is not known, is left as it is.
+	KindCancel Kind = "cancel"
+	// KindConsume carries Consumed and nothing else, for a writer that has
+	// nothing to ask for. Runs at once.
+	KindConsume Kind = "consume"
+	// KindRepeat asks for a new generation in which everything about every job
+	// that is not acknowledged is told again, output from its beginning: the
+	// reader met something at Consumed that is no event, or has lost its place.
+	// Written again for the same place it does nothing. Runs at once.
+	KindRepeat Kind = "repeat"
 	// KindTakeOver makes the header's owner the owner of the VM. Runs at once.
 	KindTakeOver Kind = "take-over"
 )
@@ -43,8 +54,8 @@ type Header struct {
 	Version int    `json:"version"`
 	Kind    Kind   `json:"kind"`
 	Owner   string `json:"owner"`             // lasting id of the sidecar that writes
-	Job     string `json:"job,omitempty"`     // [ValidID]; job and acknowledge
-	Attempt int    `json:"attempt,omitempty"` // from 1; job and acknowledge
+	Job     string `json:"job,omitempty"`     // [ValidID]; job, acknowledge and cancel
+	Attempt int    `json:"attempt,omitempty"` // from 1; job, acknowledge and cancel
 	Name    string `json:"name,omitempty"`    // for people; job
 	Timeout int64  `json:"timeout,omitempty"` // seconds the job may run; 0 is no limit
 	Length  int64  `json:"length"`            // of the body
@@ -94,7 +105,7 @@ var digestPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
 // repeats of one another.
 func (h Header) Key() string {
 	switch h.Kind {
-	case KindJob, KindAcknowledge:
+	case KindJob, KindAcknowledge, KindCancel:
 		return fmt.Sprintf("%s/%s/%d", h.Kind, h.Job, h.Attempt)
 	default:
 		return fmt.Sprintf("%s/%s", h.Kind, h.Owner)
@@ -110,12 +121,16 @@ func (h Header) Validate() error {
 		return fmt.Errorf("%w: owner %q", ErrHeader, h.Owner)
 	}
 	switch h.Kind {
-	case KindJob, KindAcknowledge:
+	case KindJob, KindAcknowledge, KindCancel:
 		if !ValidID(h.Job) {
 			return fmt.Errorf("%w: job %q", ErrHeader, h.Job)
 		}
 		if h.Attempt < 1 {
 			return fmt.Errorf("%w: attempt %d", ErrHeader, h.Attempt)
+		}
+	case KindConsume, KindRepeat:
+		if h.Consumed == nil {
+			return fmt.Errorf("%w: %s without a place", ErrHeader, h.Kind)
 		}
 	case KindTakeOver:
 	default:
