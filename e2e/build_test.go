@@ -16,46 +16,48 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"osbuilder/e2e/internal/harness"
 )
 
 // The main job: the example's image arrives whole, and it boots.
 func TestExampleImageBoots(t *testing.T) {
 	p := installation
-	script, err := os.ReadFile(filepath.Join(p.root, "examples", "hello-iso.sh"))
+	script, err := os.ReadFile(filepath.Join(p.Root, "examples", "hello-iso.sh"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.drop(t, "hello-iso.sh", string(script))
-	r := p.outcome(t, "hello-iso")
+	p.Drop(t, "hello-iso.sh", string(script))
+	r := p.Outcome(t, "hello-iso")
 	if r.Status != "succeeded" {
-		t.Fatalf("status %s: %s\n%s", r.Status, r.Reason, r.log)
+		t.Fatalf("status %s: %s\n%s", r.Status, r.Reason, r.Log)
 	}
 	if len(r.Artifacts) != 1 || r.Artifacts[0].Name != "hello.iso" {
 		t.Fatalf("artifacts: %+v", r.Artifacts)
 	}
-	image := filepath.Join(r.folder, "hello.iso")
+	image := filepath.Join(r.Folder, "hello.iso")
 	sum, size := digest(t, image)
 	if a := r.Artifacts[0]; sum != a.SHA256 || size != a.Size {
 		t.Errorf("hello.iso is %d bytes, %s; the VM said %d bytes, %s", size, sum, a.Size, a.SHA256)
 	}
-	sums, err := os.ReadFile(filepath.Join(r.folder, "SHA256SUMS"))
+	sums, err := os.ReadFile(filepath.Join(r.Folder, "SHA256SUMS"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if want := sum + "  hello.iso\n"; string(sums) != want {
 		t.Errorf("SHA256SUMS is %q, want %q", sums, want)
 	}
-	latest, err := os.Readlink(p.output("hello-iso", "latest"))
-	if err != nil || latest != filepath.Base(r.folder) {
-		t.Errorf("latest points at %q (%v), want %q", latest, err, filepath.Base(r.folder))
+	latest, err := os.Readlink(p.Output("hello-iso", "latest"))
+	if err != nil || latest != filepath.Base(r.Folder) {
+		t.Errorf("latest points at %q (%v), want %q", latest, err, filepath.Base(r.Folder))
 	}
-	source, err := os.ReadFile(filepath.Join(r.folder, "source", "hello-iso.sh"))
+	source, err := os.ReadFile(filepath.Join(r.Folder, "source", "hello-iso.sh"))
 	if err != nil || string(source) != string(script) {
 		t.Errorf("source/hello-iso.sh is not what was dropped (%v)", err)
 	}
 	// The VM's own word, before the sidecar had a hand in it.
 	said := ""
-	for _, e := range events(t, p.connect(t)) {
+	for _, e := range harness.Events(t, p.Connect(t)) {
 		if e.Type == "artifact" && e.Job == r.Job && e.Artifact.Name == "hello.iso" {
 			said = e.Artifact.SHA256
 		}
@@ -74,11 +76,11 @@ func TestExampleImageBoots(t *testing.T) {
 // network, until the marker is on the serial console or the image powers off.
 func boots(t *testing.T, image, marker string) (console string, ok bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), stepTimeout)
+	ctx, cancel := context.WithTimeout(t.Context(), harness.StepTimeout)
 	defer cancel()
-	name := filepath.Base(installation.dir) + "-boots"
+	name := filepath.Base(installation.Dir) + "-boots"
 	cmd := exec.CommandContext(ctx, "docker", "run", "--rm", "--name", name, "--network", "none",
-		"--volume", image+":/image.iso:ro", "--entrypoint", "qemu-system-x86_64", installation.images+"/qemu",
+		"--volume", image+":/image.iso:ro", "--entrypoint", "qemu-system-x86_64", installation.Images+"/qemu",
 		"-accel", "tcg", "-m", "512", "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot",
 		"-cdrom", "/image.iso")
 	defer func() { // gone already where the image powered off
@@ -128,31 +130,31 @@ func digest(t *testing.T, path string) (sum string, size int64) {
 // A script that fails says so, with its last lines, and the next one runs.
 func TestFailingScript(t *testing.T) {
 	p := installation
-	p.drop(t, "fails.sh", "echo one step\necho the cause is this >&2\nexit 7\n")
-	p.drop(t, "after-fails.sh", "echo fine > \"$OUT/fine.txt\"\n")
+	p.Drop(t, "fails.sh", "echo one step\necho the cause is this >&2\nexit 7\n")
+	p.Drop(t, "after-fails.sh", "echo fine > \"$OUT/fine.txt\"\n")
 
-	r := p.outcome(t, "fails")
+	r := p.Outcome(t, "fails")
 	if r.Status != "failed" || r.ExitCode == nil || *r.ExitCode != 7 {
 		t.Errorf("status %s, exit code %v; want failed, 7", r.Status, r.ExitCode)
 	}
 	if diff := cmp.Diff([]string{"one step", "the cause is this"}, r.LastLines); diff != "" {
 		t.Errorf("last lines (-want +got):\n%s", diff)
 	}
-	if r.log != "one step\nthe cause is this\n" {
-		t.Errorf("build.log: %q", r.log)
+	if r.Log != "one step\nthe cause is this\n" {
+		t.Errorf("build.log: %q", r.Log)
 	}
 	for _, parts := range [][]string{
 		{`"fails"`, "the cause is this"},
 		{`"fails"`, "job finished", `"exit_code":7`},
 	} {
-		eventually(t, stepTimeout, fmt.Sprintf("log line with %q", parts), func() bool { return p.logged(t, parts...) })
+		harness.Eventually(t, harness.StepTimeout, fmt.Sprintf("log line with %q", parts), func() bool { return p.Logged(t, parts...) })
 	}
 
-	next := p.outcome(t, "after-fails")
+	next := p.Outcome(t, "after-fails")
 	if next.Status != "succeeded" {
 		t.Errorf("the next job: %s, %s", next.Status, next.Reason)
 	}
-	if data, err := os.ReadFile(filepath.Join(next.folder, "fine.txt")); err != nil || string(data) != "fine\n" {
+	if data, err := os.ReadFile(filepath.Join(next.Folder, "fine.txt")); err != nil || string(data) != "fine\n" {
 		t.Errorf("its artifact: %q, %v", data, err)
 	}
 }
@@ -163,16 +165,16 @@ func TestTenAtOnce(t *testing.T) {
 	p := installation
 	const jobs = 10
 	for i := range jobs {
-		p.drop(t, fmt.Sprintf("ten-%d.sh", i), fmt.Sprintf("echo run %d of %s\necho %d > \"$OUT/n\"\n", i, "$JOB_ID", i))
+		p.Drop(t, fmt.Sprintf("ten-%d.sh", i), fmt.Sprintf("echo run %d of %s\necho %d > \"$OUT/n\"\n", i, "$JOB_ID", i))
 	}
 	ids := make(map[string]bool)
 	for i := range jobs {
-		r := p.outcome(t, fmt.Sprintf("ten-%d", i))
+		r := p.Outcome(t, fmt.Sprintf("ten-%d", i))
 		if r.Status != "succeeded" {
 			t.Errorf("job %d: %s, %s", i, r.Status, r.Reason)
 		}
-		if want := fmt.Sprintf("run %d of %s\n", i, r.Job); r.log != want {
-			t.Errorf("job %d logged %q, want %q", i, r.log, want)
+		if want := fmt.Sprintf("run %d of %s\n", i, r.Job); r.Log != want {
+			t.Errorf("job %d logged %q, want %q", i, r.Log, want)
 		}
 		ids[r.Job] = true
 	}
@@ -181,7 +183,7 @@ func TestTenAtOnce(t *testing.T) {
 	}
 	// Every start is in the stream of events, which only grows.
 	started := make(map[string]int)
-	for _, e := range events(t, p.connect(t)) {
+	for _, e := range harness.Events(t, p.Connect(t)) {
 		if e.Type == "started" && ids[e.Job] {
 			started[e.Job]++
 		}
@@ -191,21 +193,21 @@ func TestTenAtOnce(t *testing.T) {
 			t.Errorf("job %s was started %d times", id, started[id])
 		}
 	}
-	if entries, err := filepath.Glob(p.jobs("ten-*")); err != nil || len(entries) > 0 {
+	if entries, err := filepath.Glob(p.Jobs("ten-*")); err != nil || len(entries) > 0 {
 		t.Errorf("still in the inbox: %v, %v", entries, err)
 	}
 }
 
 // The oldest way in: a person writes a script into pipe_in.
 func TestPersonWritesPipeIn(t *testing.T) {
-	client := installation.connect(t)
-	if out, err := onVM(t, client, "echo 'uname -a; id -un' > /nexus_bootstrap/pipe_in"); err != nil {
+	client := installation.Connect(t)
+	if out, err := harness.OnVM(t, client, "echo 'uname -a; id -un' > /nexus_bootstrap/pipe_in"); err != nil {
 		t.Fatalf("write pipe_in: %v\n%s", err, out)
 	}
 	var said, user string
-	eventually(t, stepTimeout, "end of the anonymous job", func() bool {
+	harness.Eventually(t, harness.StepTimeout, "end of the anonymous job", func() bool {
 		said, user = "", ""
-		for _, e := range events(t, client) {
+		for _, e := range harness.Events(t, client) {
 			if !strings.HasPrefix(e.Job, "anon-") {
 				continue
 			}
@@ -228,22 +230,22 @@ func TestPersonWritesPipeIn(t *testing.T) {
 // What can't be a job moves to rejected/, with a message beside it.
 func TestRejectedDrop(t *testing.T) {
 	p := installation
-	p.drop(t, "notes.txt", "not a job")
-	eventually(t, stepTimeout, "message beside the rejected drop", func() bool {
-		_, err := os.Stat(p.jobs("rejected", "notes.txt.txt"))
+	p.Drop(t, "notes.txt", "not a job")
+	harness.Eventually(t, harness.StepTimeout, "message beside the rejected drop", func() bool {
+		_, err := os.Stat(p.Jobs("rejected", "notes.txt.txt"))
 		return err == nil
 	})
-	message, err := os.ReadFile(p.jobs("rejected", "notes.txt.txt"))
+	message, err := os.ReadFile(p.Jobs("rejected", "notes.txt.txt"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if !strings.Contains(string(message), ".sh") {
 		t.Errorf("the message doesn't say what would be right: %q", message)
 	}
-	if data, err := os.ReadFile(p.jobs("rejected", "notes.txt")); err != nil || string(data) != "not a job" {
+	if data, err := os.ReadFile(p.Jobs("rejected", "notes.txt")); err != nil || string(data) != "not a job" {
 		t.Errorf("the drop itself: %q, %v", data, err)
 	}
-	if _, err := os.Stat(p.jobs("notes.txt")); !os.IsNotExist(err) {
+	if _, err := os.Stat(p.Jobs("notes.txt")); !os.IsNotExist(err) {
 		t.Errorf("still in the inbox: %v", err)
 	}
 }
@@ -252,24 +254,24 @@ func TestRejectedDrop(t *testing.T) {
 // is built in the sandbox, and its output shipped by a link into the store.
 func TestNix(t *testing.T) {
 	p := installation
-	p.drop(t, "nix.sh", `cat > d.nix <<'NIX'
+	p.Drop(t, "nix.sh", `cat > d.nix <<'NIX'
 derivation { name = "hello"; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" "echo built by nix > $out" ]; }
 NIX
 nix-build --option substitute false d.nix
 ln -s "$(readlink -f result)" "$OUT/hello"
 `)
-	r := p.outcome(t, "nix")
+	r := p.Outcome(t, "nix")
 	if r.Status != "succeeded" {
-		t.Fatalf("status %s: %s\n%s", r.Status, r.Reason, r.log)
+		t.Fatalf("status %s: %s\n%s", r.Status, r.Reason, r.Log)
 	}
-	if data, err := os.ReadFile(filepath.Join(r.folder, "hello")); err != nil || string(data) != "built by nix\n" {
+	if data, err := os.ReadFile(filepath.Join(r.Folder, "hello")); err != nil || string(data) != "built by nix\n" {
 		t.Errorf("the artifact: %q, %v", data, err)
 	}
 }
 
 // The site's settings of Nix are the VM's.
 func TestNixConfOfTheSite(t *testing.T) {
-	out, err := onVM(t, installation.connect(t), "nix config show log-lines")
+	out, err := harness.OnVM(t, installation.Connect(t), "nix config show log-lines")
 	if err != nil || strings.TrimSpace(out) != "51" {
 		t.Errorf("log-lines is %q (%v); VM_NIX_CONF says 51", out, err)
 	}
@@ -278,6 +280,6 @@ func TestNixConfOfTheSite(t *testing.T) {
 // Whether the VM has KVM, and why not, is one line of its log.
 func TestKVMIsSaid(t *testing.T) {
 	line := regexp.MustCompile(`(?m)^KVM: (yes|no)\b.*$`)
-	id := installation.container(t, "vm")
-	eventually(t, stepTimeout, "line about KVM in the VM's log", func() bool { return line.MatchString(docker(t, "logs", id)) })
+	id := installation.Container(t, "vm")
+	harness.Eventually(t, harness.StepTimeout, "line about KVM in the VM's log", func() bool { return line.MatchString(harness.Docker(t, "logs", id)) })
 }

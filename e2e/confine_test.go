@@ -16,6 +16,8 @@ import (
 	"testing"
 
 	"golang.org/x/crypto/ssh"
+
+	"osbuilder/e2e/internal/harness"
 )
 
 // The attacks are tried by a real job in the real VM. Each prints BREACH when
@@ -51,37 +53,37 @@ echo "attacked as $(id -un)"
 func TestJobCanNotBreakOut(t *testing.T) {
 	p := installation
 	// A victim runs beside the attacker, with a secret in its files and its environment.
-	p.drop(t, "victim.sh", `export SECRET=THE_VICTIMS_SECRET
+	p.Drop(t, "victim.sh", `export SECRET=THE_VICTIMS_SECRET
 echo THE_VICTIMS_SECRET | tee secret "$TMPDIR/secret" > "$OUT/secret"
 bash -c 'echo ready; for i in $(seq 600); do sleep 0.1; done'
 `)
-	client := p.connect(t)
+	client := p.Connect(t)
 	victim := ""
-	eventually(t, jobTimeout, "secret of the victim", func() bool {
-		for _, e := range events(t, client) {
+	harness.Eventually(t, harness.JobTimeout, "secret of the victim", func() bool {
+		for _, e := range harness.Events(t, client) {
 			if e.Type == "log" && e.Log.Text == "ready\n" {
 				victim = e.Job
 			}
 		}
 		return victim != ""
 	})
-	p.drop(t, "attacker.sh", "VICTIM="+victim+"\n"+attacks)
-	r := p.outcome(t, "attacker")
-	if r.Status != "succeeded" || !strings.Contains(r.log, "attacked as job-") {
-		t.Fatalf("the attacks did not run: %s, %s\n%s", r.Status, r.Reason, r.log)
+	p.Drop(t, "attacker.sh", "VICTIM="+victim+"\n"+attacks)
+	r := p.Outcome(t, "attacker")
+	if r.Status != "succeeded" || !strings.Contains(r.Log, "attacked as job-") {
+		t.Fatalf("the attacks did not run: %s, %s\n%s", r.Status, r.Reason, r.Log)
 	}
-	if strings.Contains(r.log, "BREACH") {
-		t.Errorf("an attack worked:\n%s", r.log)
+	if strings.Contains(r.Log, "BREACH") {
+		t.Errorf("an attack worked:\n%s", r.Log)
 	}
-	if got, want := strings.Count(r.log, "refused: "), strings.Count(attacks, "\ntry '"); got != want {
-		t.Errorf("%d attacks refused, %d tried:\n%s", got, want, r.log)
+	if got, want := strings.Count(r.Log, "refused: "), strings.Count(attacks, "\ntry '"); got != want {
+		t.Errorf("%d attacks refused, %d tried:\n%s", got, want, r.Log)
 	}
-	if p.results(t, "victim") != nil {
+	if p.Results(t, "victim") != nil {
 		t.Error("the victim had ended before the attacks did: they proved nothing")
 	}
 
 	// What was attacked is there.
-	out, err := onVM(t, client, "ls -ld /run/osbuilder/ssh_host_ed25519_key /nexus_bootstrap/pipe_out /data/spool /data/jobs/"+victim+
+	out, err := harness.OnVM(t, client, "ls -ld /run/osbuilder/ssh_host_ed25519_key /nexus_bootstrap/pipe_out /data/spool /data/jobs/"+victim+
 		"-1 /sys/firmware/qemu_fw_cfg/by_name/opt/org.osbuilder")
 	if err != nil {
 		t.Errorf("a target of the attacks does not exist: %v\n%s", err, out)
@@ -98,10 +100,10 @@ func TestForeignFilesAreNotShipped(t *testing.T) {
 		"hard-link":   `echo mine > a && ln a "$OUT/image.iso"`,
 		"fifo":        `mkfifo "$OUT/image.iso"`,
 	} {
-		p.drop(t, name+".sh", make+" || exit 99\n")
+		p.Drop(t, name+".sh", make+" || exit 99\n")
 	}
 	for _, name := range []string{"link-shadow", "link-key", "link-folder", "hard-link", "fifo"} {
-		r := p.outcome(t, name)
+		r := p.Outcome(t, name)
 		if r.ExitCode != nil && *r.ExitCode == 99 {
 			t.Errorf("%s: could not be set up", name)
 		}
@@ -114,8 +116,8 @@ func TestForeignFilesAreNotShipped(t *testing.T) {
 // Nobody enters without the right key, and nobody as root.
 func TestWhoMayLogIn(t *testing.T) {
 	p := installation
-	p.connect(t)
-	stranger, err := newKey()
+	p.Connect(t)
+	stranger, err := harness.NewKey()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,12 +126,12 @@ func TestWhoMayLogIn(t *testing.T) {
 		auth ssh.AuthMethod
 	}{
 		"a stranger's key": {"builder", ssh.PublicKeys(stranger)},
-		"root":             {"root", ssh.PublicKeys(p.signer)},
-		"a slot user":      {"job-1", ssh.PublicKeys(p.signer)},
+		"root":             {"root", ssh.PublicKeys(p.Signer)},
+		"a slot user":      {"job-1", ssh.PublicKeys(p.Signer)},
 		"a password":       {"builder", ssh.Password("builder")},
 		"no password":      {"builder", ssh.Password("")},
 	} {
-		if c, err := p.dial(t, try.user, try.auth); err == nil {
+		if c, err := p.Dial(t, try.user, try.auth); err == nil {
 			c.Close()
 			t.Errorf("%s may log in", name)
 		} else if !strings.Contains(err.Error(), "unable to authenticate") {
@@ -140,7 +142,7 @@ func TestWhoMayLogIn(t *testing.T) {
 
 func TestSidecarIsConfined(t *testing.T) {
 	p := installation
-	id := p.container(t, "sidecar")
+	id := p.Container(t, "sidecar")
 	var c []struct {
 		Config     struct{ User string }
 		HostConfig struct {
@@ -157,7 +159,7 @@ func TestSidecarIsConfined(t *testing.T) {
 		}
 		Mounts []struct{ Source, Destination string }
 	}
-	if err := json.Unmarshal([]byte(docker(t, "inspect", id)), &c); err != nil {
+	if err := json.Unmarshal([]byte(harness.Docker(t, "inspect", id)), &c); err != nil {
 		t.Fatal(err)
 	}
 	h := c[0].HostConfig
@@ -173,21 +175,21 @@ func TestSidecarIsConfined(t *testing.T) {
 		}
 	}
 	// What the kernel says of the process itself.
-	status := docker(t, "run", "--rm", "--pid", "container:"+id, "--network", "none", "--entrypoint", "cat", p.images+"/qemu", "/proc/1/status")
+	status := harness.Docker(t, "run", "--rm", "--pid", "container:"+id, "--network", "none", "--entrypoint", "cat", p.Images+"/qemu", "/proc/1/status")
 	for _, want := range []string{"CapEff:\t0000000000000000", "CapPrm:\t0000000000000000", "NoNewPrivs:\t1"} {
 		if !strings.Contains(status, want) {
 			t.Errorf("the process lacks %q:\n%s", want, status)
 		}
 	}
-	eventually(t, stepTimeout, "healthy sidecar", func() bool {
-		return strings.TrimSpace(docker(t, "inspect", "--format", "{{.State.Health.Status}}", id)) == "healthy"
+	harness.Eventually(t, harness.StepTimeout, "healthy sidecar", func() bool {
+		return strings.TrimSpace(harness.Docker(t, "inspect", "--format", "{{.State.Health.Status}}", id)) == "healthy"
 	})
 }
 
 // No image holds a private key or a password, in any layer.
 func TestNoSecretInAnyImage(t *testing.T) {
 	for _, image := range []string{"sidecar", "qemu", "vmimage-debian"} {
-		image = installation.images + "/" + image
+		image = installation.Images + "/" + image
 		seen := make(map[string]bool)
 		cmd := exec.CommandContext(t.Context(), "docker", "save", image)
 		out, err := cmd.StdoutPipe()
@@ -225,22 +227,22 @@ func TestNoSecretInAnyImage(t *testing.T) {
 // The same of the VM's own root file system, as it lies in its boot image.
 func TestNoSecretInTheVM(t *testing.T) {
 	p := installation
-	p.drop(t, "secrets.sh", `set -e
+	p.Drop(t, "secrets.sh", `set -e
 unsquashfs -quiet -no-progress -no-xattrs -d root /run/osbuilder/iso/live/root.squashfs \
   etc root home srv opt var/lib usr/local usr/lib/osbuilder usr/lib/systemd usr/share/keyrings
 echo "$(find root -type f | wc -l) files, $(find root/etc/ssh -type f | wc -l) of ssh"
 grep -rlaE -e '-----BEGIN [A-Z ]*PRIVATE KEY-----' root | sed 's/^/PRIVATE KEY: /'
 sed 's/^/SHADOW /' root/etc/shadow
 `)
-	r := p.outcome(t, "secrets")
-	if r.Status != "succeeded" || !strings.Contains(r.log, " of ssh\n") {
-		t.Fatalf("status %s: %s\n%s", r.Status, r.Reason, r.log)
+	r := p.Outcome(t, "secrets")
+	if r.Status != "succeeded" || !strings.Contains(r.Log, " of ssh\n") {
+		t.Fatalf("status %s: %s\n%s", r.Status, r.Reason, r.Log)
 	}
-	if strings.Contains(r.log, "PRIVATE KEY") || strings.Contains(r.log, "\n0 files") {
-		t.Errorf("the VM's root file system:\n%s", r.log)
+	if strings.Contains(r.Log, "PRIVATE KEY") || strings.Contains(r.Log, "\n0 files") {
+		t.Errorf("the VM's root file system:\n%s", r.Log)
 	}
 	var shadow strings.Builder
-	for line := range strings.Lines(r.log) {
+	for line := range strings.Lines(r.Log) {
 		if entry, ok := strings.CutPrefix(line, "SHADOW "); ok {
 			shadow.WriteString(entry)
 		}

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"osbuilder/e2e/internal/harness"
 )
 
 // numbered is a job that says n numbered lines, slowly enough to be caught in
@@ -21,14 +23,14 @@ echo "shipped"
 }
 
 // wholeLog reports what is wrong with the log of a numbered job.
-func wholeLog(r result, lines int) error {
+func wholeLog(r harness.Result, lines int) error {
 	var want strings.Builder
 	for i := range lines {
 		fmt.Fprintf(&want, "line %d of %s\n", i+1, r.Job)
 	}
 	want.WriteString("shipped\n")
-	if r.log != want.String() {
-		return fmt.Errorf("build.log has %d bytes, want %d; it ends %q", len(r.log), want.Len(), tail(r.log))
+	if r.Log != want.String() {
+		return fmt.Errorf("build.log has %d bytes, want %d; it ends %q", len(r.Log), want.Len(), tail(r.Log))
 	}
 	return nil
 }
@@ -40,7 +42,7 @@ func tail(s string) string { return s[max(0, len(s)-200):] }
 func endedOnce(t *testing.T, name string, lines int) {
 	t.Helper()
 	p := installation
-	r := p.outcome(t, name)
+	r := p.Outcome(t, name)
 	if r.Status != "succeeded" || r.Attempts != 1 {
 		t.Errorf("status %s after %d attempts: %s", r.Status, r.Attempts, r.Reason)
 	}
@@ -50,22 +52,22 @@ func endedOnce(t *testing.T, name string, lines int) {
 	if len(r.Artifacts) != 1 {
 		t.Fatalf("artifacts: %+v", r.Artifacts)
 	}
-	sum, size := digest(t, filepath.Join(r.folder, "image.bin"))
+	sum, size := digest(t, filepath.Join(r.Folder, "image.bin"))
 	if a := r.Artifacts[0]; sum != a.SHA256 || size != a.Size {
 		t.Errorf("image.bin is %d bytes, %s; announced were %d bytes, %s", size, sum, a.Size, a.SHA256)
 	}
-	eventually(t, stepTimeout, "clean folder for partial downloads", func() bool {
-		left, err := os.ReadDir(p.output(".partial"))
+	harness.Eventually(t, harness.StepTimeout, "clean folder for partial downloads", func() bool {
+		left, err := os.ReadDir(p.Output(".partial"))
 		return len(left) == 0 && (err == nil || os.IsNotExist(err))
 	})
 	// The last word about a job is that the VM may forget it. Nothing more
 	// came of it until then, and the VM started it once.
-	client := p.connect(t)
+	client := p.Connect(t)
 	starts := 0
-	eventually(t, stepTimeout, "acknowledgement", func() bool {
+	harness.Eventually(t, harness.StepTimeout, "acknowledgement", func() bool {
 		acknowledged := false
 		starts = 0
-		for _, e := range events(t, client) {
+		for _, e := range harness.Events(t, client) {
 			if e.Type == "started" && e.Job == r.Job {
 				starts++
 			}
@@ -73,8 +75,8 @@ func endedOnce(t *testing.T, name string, lines int) {
 		}
 		return acknowledged
 	})
-	if starts != 1 || len(p.results(t, name)) != 1 {
-		t.Errorf("%d starts in the VM, %d outcomes", starts, len(p.results(t, name)))
+	if starts != 1 || len(p.Results(t, name)) != 1 {
+		t.Errorf("%d starts in the VM, %d outcomes", starts, len(p.Results(t, name)))
 	}
 }
 
@@ -94,9 +96,9 @@ func noHalfImage(t *testing.T, name string, size int64) {
 				return
 			case <-tick.C:
 			}
-			folders, _ := filepath.Glob(installation.output(name, "*"))
+			folders, _ := filepath.Glob(installation.Output(name, "*"))
 			for _, folder := range folders {
-				if !isOutcome(folder) {
+				if !harness.IsOutcome(folder) {
 					continue
 				}
 				for _, file := range []string{"image.bin", "SHA256SUMS", "result.json", "build.log"} {
@@ -119,19 +121,19 @@ func noHalfImage(t *testing.T, name string, size int64) {
 func TestKilledAfterTaken(t *testing.T) {
 	p := installation
 	noHalfImage(t, "killed-taken", 1)
-	p.connect(t) // the VM is up
-	vm := p.container(t, "vm")
-	docker(t, "pause", vm)
+	p.Connect(t) // the VM is up
+	vm := p.Container(t, "vm")
+	harness.Docker(t, "pause", vm)
 	paused := true
 	t.Cleanup(func() {
 		if paused {
-			docker(t, "unpause", vm)
+			harness.Docker(t, "unpause", vm)
 		}
 	})
-	p.drop(t, "killed-taken.sh", numbered(20, 1))
-	p.id(t, "killed-taken.sh")
-	p.kill9(t)
-	docker(t, "unpause", vm)
+	p.Drop(t, "killed-taken.sh", numbered(20, 1))
+	p.ID(t, "killed-taken.sh")
+	p.Kill9(t)
+	harness.Docker(t, "unpause", vm)
 	paused = false
 	endedOnce(t, "killed-taken", 20)
 }
@@ -140,18 +142,18 @@ func TestKilledAfterTaken(t *testing.T) {
 func TestKilledAfterAccepted(t *testing.T) {
 	p := installation
 	noHalfImage(t, "killed-accepted", 1)
-	p.drop(t, "killed-accepted.sh", numbered(100, 1))
-	request := "job/" + p.id(t, "killed-accepted.sh") + "/1"
-	client := p.connect(t)
-	eventually(t, jobTimeout, "accepted request", func() bool {
-		for _, e := range events(t, client) {
+	p.Drop(t, "killed-accepted.sh", numbered(100, 1))
+	request := "job/" + p.ID(t, "killed-accepted.sh") + "/1"
+	client := p.Connect(t)
+	harness.Eventually(t, harness.JobTimeout, "accepted request", func() bool {
+		for _, e := range harness.Events(t, client) {
 			if e.Accepted.Request == request {
 				return true
 			}
 		}
 		return false
 	})
-	p.kill9(t)
+	p.Kill9(t)
 	endedOnce(t, "killed-accepted", 100)
 }
 
@@ -159,9 +161,9 @@ func TestKilledAfterAccepted(t *testing.T) {
 func TestKilledInMidJob(t *testing.T) {
 	p := installation
 	noHalfImage(t, "killed-running", 1)
-	p.drop(t, "killed-running.sh", numbered(100, 1))
-	eventually(t, jobTimeout, "lines of the job", func() bool { return p.logged(t, `"killed-running"`, "line 20 of ") })
-	p.kill9(t)
+	p.Drop(t, "killed-running.sh", numbered(100, 1))
+	harness.Eventually(t, harness.JobTimeout, "lines of the job", func() bool { return p.Logged(t, `"killed-running"`, "line 20 of ") })
+	p.Kill9(t)
 	endedOnce(t, "killed-running", 100)
 }
 
@@ -170,16 +172,16 @@ func TestKilledInDownload(t *testing.T) {
 	p := installation
 	const size = 48
 	noHalfImage(t, "killed-download", size)
-	p.drop(t, "killed-download.sh", numbered(5, size))
-	eventually(t, jobTimeout, "partial download", func() bool {
-		files, err := filepath.Glob(p.output(".partial", "*", "image.bin*"))
+	p.Drop(t, "killed-download.sh", numbered(5, size))
+	harness.Eventually(t, harness.JobTimeout, "partial download", func() bool {
+		files, err := filepath.Glob(p.Output(".partial", "*", "image.bin*"))
 		if err != nil || len(files) == 0 {
 			return false
 		}
 		info, err := os.Stat(files[0])
 		return err == nil && info.Size() > 1<<20 && info.Size() < size<<20
 	})
-	p.kill9(t)
+	p.Kill9(t)
 	endedOnce(t, "killed-download", 5)
 }
 
@@ -187,9 +189,9 @@ func TestKilledInDownload(t *testing.T) {
 func TestRestartInMidJob(t *testing.T) {
 	p := installation
 	noHalfImage(t, "restarted", 1)
-	p.drop(t, "restarted.sh", numbered(200, 1))
-	eventually(t, jobTimeout, "start of the job", func() bool { return p.logged(t, "job started", `"restarted"`) })
-	if _, err := p.composeRun(t.Context(), "restart", "sidecar"); err != nil {
+	p.Drop(t, "restarted.sh", numbered(200, 1))
+	harness.Eventually(t, harness.JobTimeout, "start of the job", func() bool { return p.Logged(t, "job started", `"restarted"`) })
+	if _, err := p.Compose(t.Context(), "restart", "sidecar"); err != nil {
 		t.Fatal(err)
 	}
 	endedOnce(t, "restarted", 200)
@@ -199,21 +201,21 @@ func TestRestartInMidJob(t *testing.T) {
 // runs again, and its log says so. Last, since it begins another generation.
 func TestVMStoppedAndStarted(t *testing.T) {
 	p := installation
-	p.drop(t, "vm-stopped.sh", `echo "try $JOB_ATTEMPT"
+	p.Drop(t, "vm-stopped.sh", `echo "try $JOB_ATTEMPT"
 [ "$JOB_ATTEMPT" = 2 ] || sleep 600
 echo fine > "$OUT/fine"
 `)
-	eventually(t, jobTimeout, "first try", func() bool { return p.logged(t, `"vm-stopped"`, "try 1") })
+	harness.Eventually(t, harness.JobTimeout, "first try", func() bool { return p.Logged(t, `"vm-stopped"`, "try 1") })
 	for _, verb := range []string{"stop", "start"} {
-		if _, err := p.composeRun(t.Context(), verb, "vm"); err != nil {
+		if _, err := p.Compose(t.Context(), verb, "vm"); err != nil {
 			t.Fatal(err)
 		}
 	}
-	r := p.outcome(t, "vm-stopped")
-	if r.Status != "succeeded" || r.Attempts != 2 || !strings.HasPrefix(r.log, "try 1\n") || !strings.HasSuffix(r.log, "]\ntry 2\n") {
-		t.Errorf("status %s (%s) after %d attempts, build.log %q", r.Status, r.Reason, r.Attempts, r.log)
+	r := p.Outcome(t, "vm-stopped")
+	if r.Status != "succeeded" || r.Attempts != 2 || !strings.HasPrefix(r.Log, "try 1\n") || !strings.HasSuffix(r.Log, "]\ntry 2\n") {
+		t.Errorf("status %s (%s) after %d attempts, build.log %q", r.Status, r.Reason, r.Attempts, r.Log)
 	}
-	out := docker(t, "logs", p.container(t, "vm"))
+	out := harness.Docker(t, "logs", p.Container(t, "vm"))
 	if n := strings.Count(out, "formatted"); n != 1 {
 		t.Errorf("the data disk was formatted %d times:\n%s", n, out)
 	}

@@ -16,6 +16,8 @@ import (
 	"testing"
 
 	"golang.org/x/crypto/ssh"
+
+	"osbuilder/e2e/internal/harness"
 )
 
 // The fixture stands in for nixpkgs where no Nix cache can be reached: it makes
@@ -36,12 +38,12 @@ func useFixture(t *testing.T) {
 func addToStore(t *testing.T, name string) string {
 	t.Helper()
 	p := installation
-	p.drop(t, "add-"+name+".sh", "base64 -d <<'TAR' | tar -xz\n"+archive(t, filepath.Join(p.root, "testdata", name))+
+	p.Drop(t, "add-"+name+".sh", "base64 -d <<'TAR' | tar -xz\n"+archive(t, filepath.Join(p.Root, "testdata", name))+
 		"\nTAR\nln -s \"$(nix-store --add '"+name+"')/default.nix\" \"$OUT/default.nix\"\nreadlink \"$OUT/default.nix\"\n")
-	r := p.outcome(t, "add-"+name)
-	path := regexp.MustCompile(`/nix/store/[^/\s]+`).FindString(r.log)
+	r := p.Outcome(t, "add-"+name)
+	path := regexp.MustCompile(`/nix/store/[^/\s]+`).FindString(r.Log)
 	if r.Status != "succeeded" || path == "" {
-		t.Fatalf("%s is not in the VM's store: %s, %s\n%s", name, r.Status, r.Reason, r.log)
+		t.Fatalf("%s is not in the VM's store: %s, %s\n%s", name, r.Status, r.Reason, r.Log)
 	}
 	return path
 }
@@ -92,8 +94,8 @@ func archive(t *testing.T, dir string) string {
 // set changes settings of the installation and starts the sidecar with them.
 func set(t *testing.T, settings ...string) {
 	t.Helper()
-	installation.env = append(installation.env, settings...)
-	if _, err := installation.composeRun(t.Context(), "up", "--detach", "--no-build", "--no-deps", "sidecar"); err != nil {
+	installation.Env = append(installation.Env, settings...)
+	if _, err := installation.Compose(t.Context(), "up", "--detach", "--no-build", "--no-deps", "sidecar"); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -102,7 +104,7 @@ func set(t *testing.T, settings ...string) {
 func dropFolder(t *testing.T, name string, files map[string]string) {
 	t.Helper()
 	for file, text := range files {
-		path := installation.jobs(name, file)
+		path := installation.Jobs(name, file)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -125,10 +127,10 @@ type report struct {
 	}
 }
 
-func reportOf(t *testing.T, r result) report {
+func reportOf(t *testing.T, r harness.Result) report {
 	t.Helper()
 	var all struct{ Report report }
-	data, err := os.ReadFile(filepath.Join(r.folder, "result.json"))
+	data, err := os.ReadFile(filepath.Join(r.Folder, "result.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,12 +144,12 @@ func reportOf(t *testing.T, r result) report {
 func TestConfigurationBecomesImage(t *testing.T) {
 	useFixture(t)
 	p := installation
-	p.drop(t, "host.nix", `{ config, pkgs, ... }: {
+	p.Drop(t, "host.nix", `{ config, pkgs, ... }: {
   networking.hostName = "dropped-file";
   boot.marker = "MARKER of ${config.networking.hostName}";
 }
 `)
-	image(t, p.outcome(t, "host"), nixpkgs, "image.modules", "MARKER of dropped-file")
+	image(t, p.Outcome(t, "host"), nixpkgs, "image.modules", "MARKER of dropped-file")
 }
 
 // The same from a folder, with a nixpkgs from before it made images by itself.
@@ -169,12 +171,12 @@ func TestFolderBecomesImage(t *testing.T) {
 		"parts/name":          "dropped-folder",
 		"a file of no use.md": "With a space in its name.\n",
 	})
-	r := installation.outcome(t, "machine")
+	r := installation.Outcome(t, "machine")
 	image(t, r, nixpkgs+"/old", "nixos-generators", "MARKER of a folder")
 	overridden := strings.Join(reportOf(t, r).Overridden, "\n")
 	for _, setting := range []string{"fileSystems.\"/\" (/dev/disk/by-label/root, ext4)", "fileSystems.\"/boot\"", "swapDevices (/dev/sda3)", "boot.loader.systemd-boot"} {
-		if !strings.Contains(overridden, setting) || !strings.Contains(r.log, setting) {
-			t.Errorf("that %s gave way is not said: report %q, log\n%s", setting, overridden, r.log)
+		if !strings.Contains(overridden, setting) || !strings.Contains(r.Log, setting) {
+			t.Errorf("that %s gave way is not said: report %q, log\n%s", setting, overridden, r.Log)
 		}
 	}
 }
@@ -184,21 +186,21 @@ func TestInstallerImage(t *testing.T) {
 	useFixture(t)
 	set(t, "FORMAT=install-iso")
 	defer set(t, "FORMAT=iso")
-	installation.drop(t, "installer.nix", "{ boot.marker = \"MARKER of an installer\"; }\n")
-	image(t, installation.outcome(t, "installer"), nixpkgs, "image.modules", "MARKER of an installer")
+	installation.Drop(t, "installer.nix", "{ boot.marker = \"MARKER of an installer\"; }\n")
+	image(t, installation.Outcome(t, "installer"), nixpkgs, "image.modules", "MARKER of an installer")
 }
 
 // image checks the outcome of a configuration: one ISO, whole, that boots to
 // the fixture's word and to marker, and a result.json that says how it came to be.
-func image(t *testing.T, r result, from, method, marker string) {
+func image(t *testing.T, r harness.Result, from, method, marker string) {
 	t.Helper()
 	if r.Status != "succeeded" {
-		t.Fatalf("status %s: %s\n%s", r.Status, r.Reason, r.log)
+		t.Fatalf("status %s: %s\n%s", r.Status, r.Reason, r.Log)
 	}
 	if len(r.Artifacts) != 1 || !strings.HasSuffix(r.Artifacts[0].Name, ".iso") {
 		t.Fatalf("artifacts: %+v", r.Artifacts)
 	}
-	path := filepath.Join(r.folder, r.Artifacts[0].Name)
+	path := filepath.Join(r.Folder, r.Artifacts[0].Name)
 	if sum, _ := digest(t, path); sum != r.Artifacts[0].SHA256 {
 		t.Errorf("the image's digest is %s, announced was %s", sum, r.Artifacts[0].SHA256)
 	}
@@ -211,9 +213,9 @@ func image(t *testing.T, r result, from, method, marker string) {
 		said.Nix == "" || said.Closure == 0 || len(said.Outputs) == 0 || said.Times["build"] == 0 || said.Error != nil {
 		t.Errorf("report: %+v", said)
 	}
-	for _, c := range r.log {
+	for _, c := range r.Log {
 		if c < ' ' && c != '\n' && c != '\t' {
-			t.Errorf("build.log has the control character %q:\n%q", c, r.log)
+			t.Errorf("build.log has the control character %q:\n%q", c, r.Log)
 			break
 		}
 	}
@@ -234,11 +236,11 @@ func TestConfigurationThatFails(t *testing.T) {
 		{"wants-kvm", "{ pkgs, ... }: {\n  environment.systemPackages = [ pkgs.needs-kvm ];\n}\n", "unsupported", "", "kvm"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			installation.drop(t, tt.name+".nix", tt.text)
-			r := installation.outcome(t, tt.name)
+			installation.Drop(t, tt.name+".nix", tt.text)
+			r := installation.Outcome(t, tt.name)
 			said := reportOf(t, r)
 			if r.Status != "failed" || len(r.Artifacts) > 0 || said.Error == nil {
-				t.Fatalf("status %s, %d artifacts, error %+v\n%s", r.Status, len(r.Artifacts), said.Error, r.log)
+				t.Fatalf("status %s, %d artifacts, error %+v\n%s", r.Status, len(r.Artifacts), said.Error, r.Log)
 			}
 			if said.Error.Class != tt.class || !strings.HasPrefix(said.Error.At, tt.at) || !strings.Contains(said.Error.Summary, tt.says) || said.Error.Advice == "" {
 				t.Errorf("error: %+v", said.Error)
@@ -256,10 +258,10 @@ func TestConfigurationThatFails(t *testing.T) {
 // A job that ends, however it ends, leaves no builder of nix-daemon behind.
 func TestNoBuilderIsLeft(t *testing.T) {
 	p := installation
-	client := p.connect(t)
+	client := p.Connect(t)
 	until := func(what string, done func(int) bool) {
 		t.Helper()
-		eventually(t, stepTimeout, what, func() bool { return done(daemonProcesses(t, client)) })
+		harness.Eventually(t, harness.StepTimeout, what, func() bool { return done(daemonProcesses(t, client)) })
 	}
 	idle := func(n int) bool { return n <= 1 }
 	for _, tt := range []struct{ name, end string }{
@@ -267,9 +269,9 @@ func TestNoBuilderIsLeft(t *testing.T) {
 		{"killed-client", "kill -KILL $!\nwait\nexit 0"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			p.drop(t, tt.name+".sh", endless+tt.end+"\n")
-			if r := p.outcome(t, tt.name); r.Status != "succeeded" || !strings.Contains(r.log, "it builds now") {
-				t.Fatalf("status %s: %s\n%s", r.Status, r.Reason, r.log)
+			p.Drop(t, tt.name+".sh", endless+tt.end+"\n")
+			if r := p.Outcome(t, tt.name); r.Status != "succeeded" || !strings.Contains(r.Log, "it builds now") {
+				t.Fatalf("status %s: %s\n%s", r.Status, r.Reason, r.Log)
 			}
 			until("end of the build", idle)
 		})
@@ -277,10 +279,10 @@ func TestNoBuilderIsLeft(t *testing.T) {
 	t.Run("timeout", func(t *testing.T) {
 		set(t, "JOB_TIMEOUT=30s")
 		defer set(t, "JOB_TIMEOUT=6h")
-		p.drop(t, "too-long.sh", endless+"wait\n")
+		p.Drop(t, "too-long.sh", endless+"wait\n")
 		until("running build", func(n int) bool { return n > 1 })
-		if r := p.outcome(t, "too-long"); r.Status != "timeout" || !strings.Contains(r.log, "it builds now") {
-			t.Fatalf("status %s: %s\n%s", r.Status, r.Reason, r.log)
+		if r := p.Outcome(t, "too-long"); r.Status != "timeout" || !strings.Contains(r.Log, "it builds now") {
+			t.Fatalf("status %s: %s\n%s", r.Status, r.Reason, r.Log)
 		}
 		until("end of the build", idle)
 	})
@@ -303,7 +305,7 @@ done
 // process for each client, and all that these build. 0 if it isn't started.
 func daemonProcesses(t *testing.T, client *ssh.Client) int {
 	t.Helper()
-	out, err := onVM(t, client, "cd /sys/fs/cgroup/system.slice && { [ ! -e nix-daemon.service ] || find nix-daemon.service -name cgroup.procs -exec cat {} +; } | wc -l")
+	out, err := harness.OnVM(t, client, "cd /sys/fs/cgroup/system.slice && { [ ! -e nix-daemon.service ] || find nix-daemon.service -name cgroup.procs -exec cat {} +; } | wc -l")
 	if err != nil {
 		t.Fatalf("count the processes of nix-daemon: %v\n%s", err, out)
 	}

@@ -17,6 +17,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"osbuilder/e2e/internal/harness"
 )
 
 // A maker is an installation of its own of which only the service vmimage is
@@ -24,7 +26,7 @@ import (
 // service, with its rights and mounts, a real Nix, and a nixpkgs of a few lines
 // in place of the real one.
 type maker struct {
-	p       project
+	p       harness.Project
 	dir     string
 	storage string // where vm-storage lies, unless it has a size
 
@@ -42,9 +44,9 @@ const fixture = "file:///fixture/nixpkgs.tar.gz"
 // that size.
 func newMaker(t *testing.T, size string) *maker {
 	t.Helper()
-	name := filepath.Base(installation.dir) + "-" + strings.ToLower(strings.TrimPrefix(t.Name(), "Test"))
+	name := filepath.Base(installation.Dir) + "-" + strings.ToLower(strings.TrimPrefix(t.Name(), "Test"))
 	m := &maker{p: *installation, dir: t.TempDir()}
-	m.p.env = append(append([]string{}, m.p.env...), "COMPOSE_PROJECT_NAME="+name, "VM_FLAVOUR=nixos", "VM_NIXPKGS="+fixture,
+	m.p.Env = append(append([]string{}, m.p.Env...), "COMPOSE_PROJECT_NAME="+name, "VM_FLAVOUR=nixos", "VM_NIXPKGS="+fixture,
 		// Without one Nix would ask the public one again and again.
 		"VM_NIX_CONF=substituters =")
 	m.environment = map[string]string{"DISK_NEEDED": "1"}
@@ -60,13 +62,16 @@ func newMaker(t *testing.T, size string) *maker {
 		storage = map[string]string{"type": "none", "device": m.storage, "o": "bind"}
 	}
 	m.write(t, "storage.json", map[string]any{"volumes": map[string]any{"vm-storage": map[string]any{"driver_opts": storage}}})
-	files := strings.Split(m.files(t), ":")
-	m.p.env = append(m.p.env, "COMPOSE_FILE="+strings.Join(append(files, filepath.Join(m.dir, "storage.json"), filepath.Join(m.dir, "run.json")), ":"))
+	files, err := m.p.ComposeFiles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.p.Env = append(m.p.Env, "COMPOSE_FILE="+strings.Join(append(files, filepath.Join(m.dir, "storage.json"), filepath.Join(m.dir, "run.json")), ":"))
 	t.Cleanup(func() {
 		m.override(t)
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), stepTimeout)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), harness.StepTimeout)
 		defer cancel()
-		out, err := m.p.command(ctx, "down", "--volumes", "--timeout", "1").CombinedOutput()
+		out, err := m.p.Command(ctx, "down", "--volumes", "--timeout", "1").CombinedOutput()
 		if err != nil {
 			t.Errorf("remove %s: %v\n%s", name, err, out)
 		}
@@ -83,7 +88,7 @@ func (m *maker) pack(t *testing.T, more ...string) {
 	var packed bytes.Buffer
 	zipped := gzip.NewWriter(&packed)
 	w := tar.NewWriter(zipped)
-	err := w.AddFS(os.DirFS(filepath.Join(m.p.root, "e2e", "testdata", "vmnixpkgs")))
+	err := w.AddFS(os.DirFS(filepath.Join(m.p.Root, "e2e", "testdata", "vmnixpkgs")))
 	for _, name := range more {
 		err = errors.Join(err, w.WriteHeader(&tar.Header{Name: name, Mode: 0o644}))
 	}
@@ -91,22 +96,6 @@ func (m *maker) pack(t *testing.T, more ...string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-}
-
-// files are the Compose files that the env file of `make test` names.
-func (m *maker) files(t *testing.T) string {
-	t.Helper()
-	text, err := os.ReadFile(m.p.compose[len(m.p.compose)-1])
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(text)) {
-		if files, ok := strings.CutPrefix(strings.TrimSpace(line), "COMPOSE_FILE="); ok {
-			return files
-		}
-	}
-	t.Fatal("no COMPOSE_FILE in the env file")
-	return ""
 }
 
 func (m *maker) write(t *testing.T, name string, value any) {
@@ -138,7 +127,7 @@ func (m *maker) override(t *testing.T) {
 func (m *maker) run(t *testing.T, at func(line string), more ...string) (string, int) {
 	t.Helper()
 	m.override(t)
-	cmd := m.p.command(t.Context(), "--ansi", "never", "up", "--no-build", "--force-recreate", "--no-log-prefix", "--exit-code-from", "vmimage", "vmimage")
+	cmd := m.p.Command(t.Context(), "--ansi", "never", "up", "--no-build", "--force-recreate", "--no-log-prefix", "--exit-code-from", "vmimage", "vmimage")
 	cmd.Env = append(cmd.Env, more...)
 	r, w := io.Pipe()
 	cmd.Stdout, cmd.Stderr = w, w
@@ -305,7 +294,7 @@ func TestVMImageInterrupted(t *testing.T) {
 				done = true
 				start = time.Now()
 				// It may have ended by itself between the line and this.
-				_ = exec.CommandContext(t.Context(), "docker", append(append([]string{}, c.kill...), m.p.container(t, "vmimage"))...).Run()
+				_ = exec.CommandContext(t.Context(), "docker", append(append([]string{}, c.kill...), m.p.Container(t, "vmimage"))...).Run()
 			}
 		})
 		if !done {
