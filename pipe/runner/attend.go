@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -17,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"osbuilder/pipe"
+	"osbuilder/pipe/effect"
 )
 
 // An attendant sees one job through: it starts its unit, follows its output,
@@ -174,7 +174,7 @@ func (a *attendant) begun(m *marker, alive bool) error {
 // prepare makes the job's own folder. What is there is from an attempt to
 // prepare it that did not come to the marker.
 func (a *attendant) prepare(user account) error {
-	if err := os.RemoveAll(a.path.own); err != nil {
+	if err := effect.RemoveAll(a.path.own); err != nil {
 		return fmt.Errorf("prepare job: %w", err)
 	}
 	body, err := readBounded(a.path.body(), pipe.MaxRequest)
@@ -197,15 +197,15 @@ func (a *attendant) prepare(user account) error {
 	if err := a.r.spool.disk.writeNew(a.path.script(), body, 0o444); err != nil {
 		return err
 	}
-	if err := os.Chmod(a.path.script(), 0o444); err != nil { // whatever the umask is
+	if err := effect.Chmod(a.path.script(), 0o444); err != nil { // whatever the umask is
 		return fmt.Errorf("prepare job: %w", err)
 	}
 	if a.rec.Inputs != "" {
-		if err := os.Link(a.path.inputs(), a.path.ownInputs()); err != nil {
+		if err := effect.Link(a.path.inputs(), a.path.ownInputs()); err != nil {
 			return fmt.Errorf("prepare job: %w", err)
 		}
 	}
-	if err := os.Chown(a.path.own, user.uid, user.gid); err != nil {
+	if err := effect.Chown(a.path.own, user.uid, user.gid); err != nil {
 		return fmt.Errorf("prepare job: %w", err)
 	}
 	return nil
@@ -385,7 +385,7 @@ func (a *attendant) gone(ctx context.Context, within time.Duration) (bool, error
 // lock takes the job's folder from the slot's user: its next job must not
 // find it.
 func (a *attendant) lock() error {
-	err := errors.Join(os.Chown(a.path.own, self().uid, self().gid), os.Chmod(a.path.own, 0o700))
+	err := errors.Join(effect.Chown(a.path.own, self().uid, self().gid), effect.Chmod(a.path.own, 0o700))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("lock the job's folder: %w", err)
 	}

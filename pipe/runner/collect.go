@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"osbuilder/pipe"
+	"osbuilder/pipe/effect"
 )
 
 // Bounds of what a job may ship.
@@ -100,7 +101,7 @@ func (c *collector) receive(ctx context.Context) error {
 		return err
 	}
 	if !exists(out) {
-		if err := os.Rename(c.path.out(), out); errors.Is(err, fs.ErrNotExist) {
+		if err := effect.Rename(c.path.out(), out); errors.Is(err, fs.ErrNotExist) {
 			return &refusal{"$OUT was removed or renamed by the job: leave the folder, and put into it what is to be shipped"}
 		} else if err != nil {
 			return fmt.Errorf("collect: %w", err)
@@ -117,10 +118,10 @@ func (c *collector) receive(ctx context.Context) error {
 	if err := c.own(ctx, out); err != nil {
 		return err
 	}
-	if err := os.Rename(out, c.path.artifacts); err != nil {
+	if err := effect.Rename(out, c.path.artifacts); err != nil {
 		return fmt.Errorf("collect: %w", err)
 	}
-	if err := os.RemoveAll(part); err != nil {
+	if err := effect.RemoveAll(part); err != nil {
 		return fmt.Errorf("collect: %w", err)
 	}
 	return syncDir(c.cfg.artifactsDir())
@@ -128,7 +129,7 @@ func (c *collector) receive(ctx context.Context) error {
 
 // discard removes what was refused.
 func (c *collector) discard() error {
-	return errors.Join(os.RemoveAll(c.path.artifacts+tempSuffix), os.RemoveAll(c.path.roots))
+	return errors.Join(effect.RemoveAll(c.path.artifacts+tempSuffix), effect.RemoveAll(c.path.roots))
 }
 
 // check refuses what can't be shipped, before anything is changed.
@@ -203,13 +204,13 @@ func idle(dir int, name string) error {
 // keep makes a garbage collector's root for a file in the Nix store, and only
 // then makes sure that it is there.
 func (c *collector) keep(e entry, number int) error {
-	if err := os.MkdirAll(c.path.roots, 0o755); err != nil {
+	if err := effect.MkdirAll(c.path.roots, 0o755); err != nil {
 		return fmt.Errorf("keep %s from being collected: %w", e.store, err)
 	}
 	rest := strings.TrimPrefix(e.store, c.cfg.Store+"/")
 	object, _, _ := strings.Cut(rest, "/")
 	root := filepath.Join(c.path.roots, fmt.Sprint(number))
-	if err := os.Symlink(filepath.Join(c.cfg.Store, object), root); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := effect.Symlink(filepath.Join(c.cfg.Store, object), root); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("keep %s from being collected: %w", e.store, err)
 	}
 	if _, err := os.Lstat(e.store); err != nil {
@@ -224,13 +225,19 @@ func (c *collector) own(ctx context.Context, out string) error {
 	give := func(fd int, mode uint32) error {
 		// The mode first goes down, then the owner changes, then it is what it
 		// shall be: at no time more can write than before.
-		return errors.Join(unix.Fchmod(fd, 0), unix.Fchown(fd, root.uid, c.builder.gid), unix.Fchmod(fd, mode))
+		effect.Before("chmod", out)
+		down := unix.Fchmod(fd, 0)
+		effect.Before("chown", out)
+		given := unix.Fchown(fd, root.uid, c.builder.gid)
+		effect.Before("chmod", out)
+		return errors.Join(down, given, unix.Fchmod(fd, mode))
 	}
 	file := func(dir int, e entry, _ *unix.Stat_t) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		if e.store != "" {
+			effect.Before("chown", e.name)
 			return unix.Fchownat(dir, path.Base(e.name), root.uid, c.builder.gid, unix.AT_SYMLINK_NOFOLLOW)
 		}
 		fd, err := unix.Openat(dir, path.Base(e.name), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
@@ -238,10 +245,14 @@ func (c *collector) own(ctx context.Context, out string) error {
 			return err
 		}
 		defer unix.Close(fd)
-		return errors.Join(give(fd, 0o640), unix.Fsync(fd))
+		given := give(fd, 0o640)
+		effect.Before("sync", e.name)
+		return errors.Join(given, unix.Fsync(fd))
 	}
-	folder := func(fd int, _ string, _ *unix.Stat_t) error {
-		return errors.Join(give(fd, 0o750), unix.Fsync(fd))
+	folder := func(fd int, name string, _ *unix.Stat_t) error {
+		given := give(fd, 0o750)
+		effect.Before("sync", name)
+		return errors.Join(given, unix.Fsync(fd))
 	}
 	if err := c.walk(out, file, folder); err != nil {
 		return fmt.Errorf("take over $OUT: %w", err)

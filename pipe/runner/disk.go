@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"osbuilder/pipe/effect"
 )
 
 // A disk writes files so that a crash leaves the old one or the new one.
@@ -34,11 +36,11 @@ func (d disk) failing(op, path string) error {
 func (d disk) write(path string, data []byte) error {
 	temp := path + tempSuffix
 	if err := d.writeNew(temp, data, 0o600); err != nil {
-		os.Remove(temp)
+		_ = effect.Remove(temp) // the next start does
 		return err
 	}
-	if err := os.Rename(temp, path); err != nil {
-		os.Remove(temp)
+	if err := effect.Rename(temp, path); err != nil {
+		_ = effect.Remove(temp) // the next start does
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return syncDir(filepath.Dir(path))
@@ -46,7 +48,7 @@ func (d disk) write(path string, data []byte) error {
 
 // writeNew makes path hold data, synced. Its folder is not.
 func (d disk) writeNew(path string, data []byte, mode fs.FileMode) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, mode)
+	f, err := effect.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, mode)
 	if err != nil {
 		return fmt.Errorf("write: %w", err)
 	}
@@ -68,13 +70,13 @@ func (d disk) mark(path string, data []byte) error {
 	if err := d.failing("write", path); err != nil {
 		return fmt.Errorf("mark %s: %w", path, err)
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := effect.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return fmt.Errorf("mark: %w", err)
 	}
 	defer f.Close()
 	if _, err := f.Write(data); err != nil {
-		return errors.Join(fmt.Errorf("mark: %w", err), os.Remove(path))
+		return errors.Join(fmt.Errorf("mark: %w", err), effect.Remove(path))
 	}
 	if err := f.Sync(); err != nil {
 		return fmt.Errorf("mark: %w", err)
@@ -84,7 +86,7 @@ func (d disk) mark(path string, data []byte) error {
 
 // syncDir makes the names in a folder last.
 func syncDir(path string) error {
-	f, err := os.Open(path)
+	f, err := effect.Open(path)
 	if err != nil {
 		return fmt.Errorf("sync folder: %w", err)
 	}
@@ -103,7 +105,7 @@ func removeParts(dir string) error {
 	}
 	for _, e := range entries {
 		if strings.HasSuffix(e.Name(), tempSuffix) {
-			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			if err := effect.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
 				return fmt.Errorf("clean %s: %w", dir, err)
 			}
 		}
@@ -114,7 +116,7 @@ func removeParts(dir string) error {
 // dropZeros cuts the NUL bytes off the end of a file, but keeps least bytes. They are what a crash leaves where a file had grown and its new blocks
 // were not yet written.
 func dropZeros(path string, least int64) error {
-	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
+	f, err := effect.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return fmt.Errorf("cut what a crash left: %w", err)
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"osbuilder/pipe"
+	"osbuilder/pipe/effect"
 )
 
 const (
@@ -76,14 +77,14 @@ func (r *Runner) fetched(rec record, h pipe.Header, body []byte, copied string, 
 		refused = r.add(rec, body, copied)
 	}
 	if refused != nil {
-		if err := os.Remove(copied); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := effect.Remove(copied); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			r.logf("remove inputs: %v", err)
 		}
 		return refused
 	}
 	r.supersede(rec.Job, rec.Attempt)
 	// Another job with the same inputs brings them again.
-	if err := os.RemoveAll(r.cfg.upload(rec.Inputs)); err != nil {
+	if err := effect.RemoveAll(r.cfg.upload(rec.Inputs)); err != nil {
 		r.logf("remove upload: %v", err)
 	}
 	return nil
@@ -130,7 +131,7 @@ func (r *Runner) takeInputs(ctx context.Context, rec record) (string, error) {
 		err = &badUpload{fmt.Sprintf("%s has the SHA-256 %s", from, got)}
 	}
 	if err != nil {
-		return "", errors.Join(err, os.Remove(to))
+		return "", errors.Join(err, effect.Remove(to))
 	}
 	return to, nil
 }
@@ -138,7 +139,7 @@ func (r *Runner) takeInputs(ctx context.Context, rec record) (string, error) {
 // copyNew makes a file that everybody may read and nobody write, synced, and
 // returns its SHA-256.
 func (d disk) copyNew(ctx context.Context, path string, from io.Reader) (string, error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o444)
+	f, err := effect.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o444)
 	if err != nil {
 		return "", fmt.Errorf("copy: %w", err)
 	}
@@ -181,7 +182,7 @@ func (r *Runner) cleanUploads(booted bool) {
 			continue // it went away
 		}
 		if whole && accepted[digest] || !whole && booted || time.Since(info.ModTime()) > uploadsKept {
-			if err := os.RemoveAll(filepath.Join(r.cfg.Pipe, e.Name())); err != nil {
+			if err := effect.RemoveAll(filepath.Join(r.cfg.Pipe, e.Name())); err != nil {
 				r.logf("remove old upload: %v", err)
 			}
 		}

@@ -7,11 +7,13 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"osbuilder/pipe/effect"
 )
 
 // makeDir makes a folder with exactly that owner and mode.
 func makeDir(path string, owner account, group int, mode fs.FileMode) error {
-	if err := os.MkdirAll(path, 0o700); err != nil {
+	if err := effect.MkdirAll(path, 0o700); err != nil {
 		return fmt.Errorf("make layout: %w", err)
 	}
 	info, err := os.Lstat(path)
@@ -21,10 +23,10 @@ func makeDir(path string, owner account, group int, mode fs.FileMode) error {
 	if !info.IsDir() {
 		return fmt.Errorf("make layout: %s is no folder: move it away", path)
 	}
-	if err := os.Chown(path, owner.uid, group); err != nil {
+	if err := effect.Chown(path, owner.uid, group); err != nil {
 		return fmt.Errorf("make layout: %w", err)
 	}
-	if err := os.Chmod(path, mode); err != nil {
+	if err := effect.Chmod(path, mode); err != nil {
 		return fmt.Errorf("make layout: %w", err)
 	}
 	return nil
@@ -57,7 +59,7 @@ func (c Config) makePipe(sftp account) error {
 	if err := makeDir(c.Pipe, self(), sftp.gid, 0o770|fs.ModeSticky); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(c.pipeIn(), os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o660)
+	f, err := effect.OpenFile(c.pipeIn(), os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o660)
 	if errors.Is(err, fs.ErrExist) {
 		return nil // somebody's request, perhaps
 	}

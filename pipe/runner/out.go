@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"osbuilder/pipe"
+	"osbuilder/pipe/effect"
 )
 
 // An out is pipe_out, open for appending.
@@ -28,8 +29,8 @@ type out struct {
 	room *reserve
 	user account // whose group may read it
 
-	file   *os.File
-	length *os.File // spool/length
+	file   *effect.File
+	length *effect.File // spool/length
 	gen    pipe.Generation
 	seq    uint64 // of the last event
 	size   int64  // of the file, which nobody else writes to
@@ -151,7 +152,7 @@ func (o *out) resume(h history) (bool, error) {
 	if rec.Boot != o.cfg.Boot || h.gen == "" || h.gen != rec.Generation || h.size < o.knownLength(rec.Generation) {
 		return false, nil
 	}
-	f, err := os.OpenFile(o.cfg.pipeOut(), os.O_WRONLY|os.O_APPEND|unix.O_NOFOLLOW, 0)
+	f, err := effect.OpenFile(o.cfg.pipeOut(), os.O_WRONLY|os.O_APPEND|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return false, fmt.Errorf("open pipe_out: %w", err)
 	}
@@ -159,7 +160,7 @@ func (o *out) resume(h history) (bool, error) {
 	return true, nil
 }
 
-func (o *out) take(f *os.File, gen pipe.Generation, seq uint64, size int64, torn bool) {
+func (o *out) take(f *effect.File, gen pipe.Generation, seq uint64, size int64, torn bool) {
 	if o.file != nil {
 		_ = o.file.Close()
 	}
@@ -197,7 +198,7 @@ func (o *out) begin(h history, hello pipe.Hello) error {
 		_ = f.Close()
 		return fmt.Errorf("begin generation: %w", err)
 	}
-	if err := os.Rename(f.Name(), o.cfg.pipeOut()); err != nil {
+	if err := effect.Rename(f.Name(), o.cfg.pipeOut()); err != nil {
 		_ = f.Close()
 		return fmt.Errorf("begin generation: %w", err)
 	}
@@ -206,8 +207,8 @@ func (o *out) begin(h history, hello pipe.Hello) error {
 }
 
 // create makes the new file under a passing name, with its first line.
-func (o *out) create(path string, line []byte) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+func (o *out) create(path string, line []byte) (*effect.File, error) {
+	f, err := effect.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -228,7 +229,7 @@ func (o *out) create(path string, line []byte) (*os.File, error) {
 	}
 	if err != nil {
 		_ = f.Close()
-		return nil, errors.Join(err, os.Remove(path))
+		return nil, errors.Join(err, effect.Remove(path))
 	}
 	return f, nil
 }
@@ -267,7 +268,7 @@ func (o *out) shelve(h history) error {
 		return err
 	}
 	if !info.Mode().IsRegular() {
-		return os.RemoveAll(o.cfg.pipeOut()) // never ours
+		return effect.RemoveAll(o.cfg.pipeOut()) // never ours
 	}
 	if h.end < h.size {
 		// A reader would take zeros for events that somebody punched out.
@@ -279,13 +280,13 @@ func (o *out) shelve(h history) error {
 		return nil // nobody could have read an event in it
 	}
 	old := filepath.Join(o.cfg.Pipe, h.gen.File())
-	err = os.Link(o.cfg.pipeOut(), old)
+	err = effect.Link(o.cfg.pipeOut(), old)
 	if errors.Is(err, fs.ErrExist) {
 		// From a crash right here, or put there by somebody.
-		if err := os.RemoveAll(old); err != nil {
+		if err := effect.RemoveAll(old); err != nil {
 			return err
 		}
-		return os.Link(o.cfg.pipeOut(), old)
+		return effect.Link(o.cfg.pipeOut(), old)
 	}
 	return err
 }
@@ -324,7 +325,7 @@ func (o *out) consumed(p pipe.Position) error {
 	limit, _ := p.Generation.Number()
 	for _, g := range old {
 		if n, _ := g.Number(); n < limit {
-			if err := os.RemoveAll(filepath.Join(o.cfg.Pipe, g.File())); err != nil {
+			if err := effect.RemoveAll(filepath.Join(o.cfg.Pipe, g.File())); err != nil {
 				return fmt.Errorf("free generation %s: %w", g, err)
 			}
 		}
@@ -340,7 +341,7 @@ func (o *out) tidy() error {
 	}
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), "."+pipe.Out+".") {
-			if err := os.RemoveAll(filepath.Join(o.cfg.Pipe, e.Name())); err != nil {
+			if err := effect.RemoveAll(filepath.Join(o.cfg.Pipe, e.Name())); err != nil {
 				return fmt.Errorf("tidy up: %w", err)
 			}
 		}
@@ -400,8 +401,10 @@ func (o *out) write(data []byte) error {
 		return err
 	}
 	if need := o.size + int64(len(data)); need > o.blocks {
+		effect.Before("allocate", o.cfg.pipeOut())
 		err := unix.Fallocate(int(o.file.Fd()), unix.FALLOC_FL_KEEP_SIZE, o.size, int64(len(data))+ahead)
 		if errors.Is(err, unix.ENOSPC) {
+			effect.Before("allocate", o.cfg.pipeOut())
 			err = unix.Fallocate(int(o.file.Fd()), unix.FALLOC_FL_KEEP_SIZE, o.size, int64(len(data)))
 			o.blocks = need
 		} else {
@@ -432,7 +435,7 @@ func (o *out) sync() error {
 // loss of it only hides a cut.
 func (o *out) remember() {
 	if o.length == nil {
-		f, err := os.OpenFile(o.lengthPath(), os.O_RDWR|os.O_CREATE, 0o600)
+		f, err := effect.OpenFile(o.lengthPath(), os.O_RDWR|os.O_CREATE, 0o600)
 		if err != nil {
 			return
 		}
@@ -459,7 +462,7 @@ func (o *out) knownLength(gen pipe.Generation) int64 {
 }
 
 func (o *out) close() {
-	for _, f := range []*os.File{o.file, o.length} {
+	for _, f := range []*effect.File{o.file, o.length} {
 		if f != nil {
 			_ = f.Close()
 		}

@@ -8,12 +8,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"osbuilder/pipe"
+	"osbuilder/pipe/effect"
 )
 
 // maxJobs bounds what is kept for somebody to acknowledge, so that hello,
@@ -308,27 +308,27 @@ func (r *Runner) stale(l letter) *pipe.Refused {
 // clear puts an empty pipe_in in the place of the one that held l. One that
 // was written in the meantime is put back, which the inbox notices.
 func (r *Runner) clear(l letter) error {
-	f, err := os.CreateTemp(r.cfg.Pipe, ".pipe_in.*")
+	f, err := effect.CreateTemp(r.cfg.Pipe, ".pipe_in.*")
 	if err != nil {
 		return fmt.Errorf("clear pipe_in: %w", err)
 	}
 	defer f.Close()
 	temp := f.Name()
 	if err := errors.Join(f.Chown(r.user.uid, r.user.gid), f.Chmod(0o660)); err != nil {
-		return errors.Join(fmt.Errorf("clear pipe_in: %w", err), os.Remove(temp))
+		return errors.Join(fmt.Errorf("clear pipe_in: %w", err), effect.Remove(temp))
 	}
 	if err := exchange(temp, r.cfg.pipeIn()); err != nil {
-		return errors.Join(fmt.Errorf("clear pipe_in: %w", err), os.Remove(temp))
+		return errors.Join(fmt.Errorf("clear pipe_in: %w", err), effect.Remove(temp))
 	}
 	data, err := readBounded(temp, pipe.MaxRequest)
 	sum := sha256.Sum256(data)
 	if err != nil || hex.EncodeToString(sum[:]) != l.digest {
-		if err := os.Rename(temp, r.cfg.pipeIn()); err != nil {
+		if err := effect.Rename(temp, r.cfg.pipeIn()); err != nil {
 			return fmt.Errorf("clear pipe_in: %w", err)
 		}
 		return nil
 	}
-	if err := os.Remove(temp); err != nil {
+	if err := effect.Remove(temp); err != nil {
 		return fmt.Errorf("clear pipe_in: %w", err)
 	}
 	return nil

@@ -6,6 +6,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"osbuilder/pipe/effect"
 )
 
 // reserveSize is what is kept back, in bytes: enough for the answers and
@@ -25,11 +27,12 @@ func (r *reserve) fill() error {
 	if r.kept {
 		return nil
 	}
-	f, err := os.OpenFile(r.path, os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	f, err := effect.OpenFile(r.path, os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return fmt.Errorf("keep a reserve: %w", err)
 	}
 	defer f.Close()
+	effect.Before("allocate", r.path)
 	err = unix.Fallocate(int(f.Fd()), 0, 0, reserveSize)
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP):
@@ -50,7 +53,7 @@ func (r *reserve) use(do func() error) error {
 	if !full(err) {
 		return err
 	}
-	if terr := os.Truncate(r.path, 0); terr != nil {
+	if terr := effect.Truncate(r.path, 0); terr != nil {
 		return errors.Join(err, terr)
 	}
 	r.spent, r.kept = true, false

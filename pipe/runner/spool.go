@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"osbuilder/pipe"
+	"osbuilder/pipe/effect"
 )
 
 // A spool keeps on disk what was accepted and what became of it.
@@ -22,7 +23,7 @@ type spool struct {
 	cfg  Config
 	disk disk
 	room *reserve
-	lock *os.File
+	lock *effect.File
 	gone int // tombstones, about
 }
 
@@ -52,11 +53,11 @@ func (s *spool) path(names ...string) string {
 // runner lives. Another that lives already is an error.
 func (s *spool) open() error {
 	for _, name := range []string{"jobs", "gone", "aside", "damaged", "trash", "inputs"} {
-		if err := os.MkdirAll(s.path(name), 0o700); err != nil {
+		if err := effect.MkdirAll(s.path(name), 0o700); err != nil {
 			return fmt.Errorf("open spool: %w", err)
 		}
 	}
-	f, err := os.OpenFile(s.path("lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := effect.OpenFile(s.path("lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return fmt.Errorf("open spool: %w", err)
 	}
@@ -93,7 +94,7 @@ func (s *spool) load(logf func(string, ...any)) ([]*job, error) {
 		if err != nil {
 			aside := s.path("damaged", e.Name()+"."+strconv.FormatInt(time.Now().UnixNano(), 36))
 			logf("job %s can't be read, its folder is now %s: %v", e.Name(), aside, err)
-			if err := os.Rename(s.path("jobs", e.Name()), aside); err != nil {
+			if err := effect.Rename(s.path("jobs", e.Name()), aside); err != nil {
 				return nil, fmt.Errorf("load spool: %w", err)
 			}
 			continue
@@ -157,10 +158,10 @@ func (s *spool) accept(rec record, body []byte, inputs string) error {
 	temp := dir + tempSuffix
 	err := s.fill(temp, rec, body, inputs)
 	if err == nil {
-		err = os.Rename(temp, dir)
+		err = effect.Rename(temp, dir)
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("spool job %s: %w", folder(rec.ref()), err), os.RemoveAll(temp))
+		return errors.Join(fmt.Errorf("spool job %s: %w", folder(rec.ref()), err), effect.RemoveAll(temp))
 	}
 	return syncDir(filepath.Dir(dir))
 }
@@ -170,10 +171,10 @@ func (s *spool) fill(dir string, rec record, body []byte, inputs string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.RemoveAll(dir); err != nil {
+	if err := effect.RemoveAll(dir); err != nil {
 		return err
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	if err := effect.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
 	if err := s.disk.writeNew(filepath.Join(dir, "record"), data, 0o600); err != nil {
@@ -183,7 +184,7 @@ func (s *spool) fill(dir string, rec record, body []byte, inputs string) error {
 		return err
 	}
 	if inputs != "" {
-		if err := os.Rename(inputs, filepath.Join(dir, "inputs")); err != nil {
+		if err := effect.Rename(inputs, filepath.Join(dir, "inputs")); err != nil {
 			return err
 		}
 	}
@@ -263,7 +264,7 @@ func pruneOldest(dir string, keep int) (int, error) {
 	}
 	slices.SortFunc(infos, func(a, b fs.FileInfo) int { return a.ModTime().Compare(b.ModTime()) })
 	for _, info := range infos[:len(infos)-keep] {
-		if err := os.RemoveAll(filepath.Join(dir, info.Name())); err != nil {
+		if err := effect.RemoveAll(filepath.Join(dir, info.Name())); err != nil {
 			return len(infos), fmt.Errorf("prune %s: %w", dir, err)
 		}
 	}
@@ -273,13 +274,13 @@ func pruneOldest(dir string, keep int) (int, error) {
 // forget moves all that belongs to a job out of sight; emptyTrash removes it.
 func (s *spool) forget(ref pipe.JobRef) error {
 	p := s.cfg.paths(ref)
-	if err := os.RemoveAll(p.roots); err != nil {
+	if err := effect.RemoveAll(p.roots); err != nil {
 		return fmt.Errorf("forget job %s: %w", folder(ref), err)
 	}
 	// The record goes last: with it gone nothing leads back to the rest.
 	for i, path := range []string{p.own, p.artifacts + tempSuffix, p.artifacts, p.spool} {
 		name := fmt.Sprintf("%s.%d.%s", folder(ref), i, strconv.FormatInt(time.Now().UnixNano(), 36))
-		if err := os.Rename(path, s.path("trash", name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := effect.Rename(path, s.path("trash", name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("forget job %s: %w", folder(ref), err)
 		}
 	}
@@ -294,7 +295,7 @@ func (s *spool) emptyTrash() error {
 	}
 	var all error
 	for _, e := range entries {
-		all = errors.Join(all, os.RemoveAll(s.path("trash", e.Name())))
+		all = errors.Join(all, effect.RemoveAll(s.path("trash", e.Name())))
 	}
 	return all
 }

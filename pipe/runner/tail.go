@@ -6,11 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"time"
 	"unicode/utf8"
 
 	"osbuilder/pipe"
+	"osbuilder/pipe/effect"
 )
 
 // Output is told in batches.
@@ -22,14 +22,14 @@ const (
 // A tail tells a job's output from where it was told to.
 type tail struct {
 	a      *attendant
-	file   *os.File
+	file   *effect.File
 	offset int64     // of the first byte not told
 	held   time.Time // since when a piece of a line waits for its end; zero if none does
 	buf    [pipe.MaxLog]byte
 }
 
 func openTail(a *attendant) (*tail, error) {
-	f, err := os.Open(a.path.log())
+	f, err := effect.Open(a.path.log())
 	if err != nil {
 		return nil, fmt.Errorf("open output: %w", err)
 	}

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"osbuilder/pipe/effect"
 )
 
 // ProcessUnits runs each job as plain processes, for tests and machines
@@ -40,6 +42,7 @@ func (ProcessUnits) Start(ctx context.Context, spec Spec) error {
 	cmd.Env = spec.Env
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
+	effect.Before("start", spec.Unit)
 	out, err := cmd.Output()
 	if err != nil {
 		return fmt.Errorf("start unit %s: %w: %s", spec.Unit, err, strings.TrimSpace(stderr.String()))
@@ -58,7 +61,7 @@ func processLock(spec Spec) string {
 
 // Alive implements [Units].
 func (ProcessUnits) Alive(_ context.Context, spec Spec) (bool, error) {
-	f, err := os.OpenFile(processLock(spec), os.O_RDWR, 0)
+	f, err := effect.OpenFile(processLock(spec), os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -88,6 +91,7 @@ func (ProcessUnits) Kill(_ context.Context, spec Spec) error {
 		if err != nil || pid <= 1 {
 			return fmt.Errorf("kill %s: process group %q", spec.Unit, field)
 		}
+		effect.Before("kill", field)
 		if err := unix.Kill(-pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 			return fmt.Errorf("kill %s: %w", spec.Unit, err)
 		}

@@ -14,6 +14,7 @@ import (
 	"osbuilder/daemon/internal/disk"
 	"osbuilder/daemon/internal/job"
 	"osbuilder/pipe"
+	"osbuilder/pipe/effect"
 )
 
 // maxLine bounds what is held of a line that doesn't end, in bytes: a longer
@@ -30,7 +31,7 @@ func Path(state string, id job.ID) string {
 // The file and the job's output are counted apart: the file also has lines of
 // ours, where output was lost or a new attempt began.
 type Writer struct {
-	file *os.File
+	file *effect.File
 	mark job.Mark
 	line func([]byte)
 
@@ -48,7 +49,7 @@ func Open(state string, id job.ID, mark job.Mark, line func([]byte)) (*Writer, e
 	if err := disk.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("make folder of build log: %w", err)
 	}
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	file, err := effect.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open build log: %w", err)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"osbuilder/daemon/internal/job"
 	"osbuilder/pipe"
+	"osbuilder/pipe/effect"
 )
 
 const id = job.ID("20260101-120000-abcdef")
@@ -201,7 +202,7 @@ func TestAWriteThatFailsCanBeRepeated(t *testing.T) {
 	o := open(t, t.TempDir(), job.Mark{})
 	o.append(t, 1, 0, "one\n")
 	file := o.file
-	readOnly, err := os.Open(Path(o.state, id))
+	readOnly, err := effect.Open(Path(o.state, id))
 	if err != nil {
 		t.Fatal(err)
 	}

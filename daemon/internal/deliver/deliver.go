@@ -19,6 +19,7 @@ import (
 	"osbuilder/daemon/internal/hint"
 	"osbuilder/daemon/internal/job"
 	"osbuilder/pipe"
+	"osbuilder/pipe/effect"
 )
 
 // Errors that callers branch on.
@@ -111,7 +112,7 @@ func (p *Publisher) publish(ctx context.Context, j job.Job, from Source, final s
 		return fmt.Errorf("make folder of the job's name: %w", err)
 	}
 	p.did("parent made")
-	if err := os.Rename(dir, final); err != nil {
+	if err := effect.Rename(dir, final); err != nil {
 		return fmt.Errorf("move the whole folder into place: %w", err)
 	}
 	p.did("renamed")
@@ -120,7 +121,7 @@ func (p *Publisher) publish(ctx context.Context, j job.Job, from Source, final s
 
 // fill puts everything into dir, synced.
 func (p *Publisher) fill(ctx context.Context, j job.Job, from Source, dir string, files []file) error {
-	root, err := os.OpenRoot(dir)
+	root, err := effect.OpenRoot(dir)
 	if err != nil {
 		return fmt.Errorf("open partial folder: %w", err)
 	}
@@ -192,15 +193,15 @@ func (p *Publisher) point(id job.ID, named string) error {
 		}
 	}
 	temp := filepath.Join(named, ".latest-"+string(id))
-	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := effect.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := os.Symlink(string(id), temp); err != nil {
+	if err := effect.Symlink(string(id), temp); err != nil {
 		return err
 	}
 	p.did("link made")
-	if err := os.Rename(temp, latest); err != nil {
-		return errors.Join(err, os.Remove(temp))
+	if err := effect.Rename(temp, latest); err != nil {
+		return errors.Join(err, effect.Remove(temp))
 	}
 	p.did("link renamed")
 	return disk.SyncDir(named)
@@ -223,7 +224,7 @@ func (p *Publisher) Clean(ctx context.Context, keep func(job.ID) bool) error {
 		if !pipe.ValidID(e.Name()) || keep(job.ID(e.Name())) {
 			continue
 		}
-		errs = append(errs, os.RemoveAll(filepath.Join(p.Output, partial, e.Name())))
+		errs = append(errs, effect.RemoveAll(filepath.Join(p.Output, partial, e.Name())))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("clean partial folder: %w", err)

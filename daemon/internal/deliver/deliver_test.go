@@ -27,6 +27,7 @@ import (
 	"osbuilder/daemon/internal/hint"
 	"osbuilder/daemon/internal/job"
 	"osbuilder/pipe"
+	"osbuilder/pipe/effect"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -554,7 +555,7 @@ func TestADiskThatFillsMeanwhile(t *testing.T) {
 // source hides it.
 func TestAFullDiskIsToldFromALostLink(t *testing.T) {
 	f := newFixture(t)
-	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	full, err := effect.OpenFile("/dev/full", os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,6 +18,7 @@ import (
 	"osbuilder/daemon/internal/disk"
 	"osbuilder/daemon/internal/job"
 	"osbuilder/pipe"
+	"osbuilder/pipe/effect"
 )
 
 // A file is where an artifact goes in the job's folder.
@@ -67,7 +68,7 @@ func layout(j job.Job) ([]file, error) {
 
 // prune removes what an earlier try left that is no part of an artifact: its
 // attempt may have made others.
-func prune(root *os.Root, files []file) error {
+func prune(root *effect.Root, files []file) error {
 	wanted := make(map[string]bool)
 	for _, f := range files {
 		wanted[f.name] = true
@@ -93,7 +94,7 @@ func prune(root *os.Root, files []file) error {
 }
 
 // room reports before anything is fetched if it can't all be kept.
-func (p *Publisher) room(root *os.Root, files []file) error {
+func (p *Publisher) room(root *effect.Root, files []file) error {
 	var need int64
 	for _, f := range files {
 		need += f.artifact.Size
@@ -112,7 +113,7 @@ func (p *Publisher) room(root *os.Root, files []file) error {
 }
 
 // fetch brings one artifact, going on where an earlier try stopped.
-func (p *Publisher) fetch(ctx context.Context, from Source, root *os.Root, f file) error {
+func (p *Publisher) fetch(ctx context.Context, from Source, root *effect.Root, f file) error {
 	if err := mkdirs(root, path.Dir(f.name)); err != nil {
 		return err
 	}
@@ -131,7 +132,7 @@ func (p *Publisher) fetch(ctx context.Context, from Source, root *os.Root, f fil
 }
 
 // fetchOnce reports with its outcome whether a part was there before.
-func (p *Publisher) fetchOnce(ctx context.Context, from Source, root *os.Root, f file) (resumed bool, err error) {
+func (p *Publisher) fetchOnce(ctx context.Context, from Source, root *effect.Root, f file) (resumed bool, err error) {
 	out, err := root.OpenFile(f.name, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return false, err
@@ -168,7 +169,7 @@ func (p *Publisher) fetchOnce(ctx context.Context, from Source, root *os.Root, f
 
 // checked writes a file at its end and digests it meanwhile.
 type checked struct {
-	file *os.File
+	file *effect.File
 	sum  hash.Hash
 	size int64 // bytes in the file and in sum
 	want int64

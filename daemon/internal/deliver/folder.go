@@ -11,11 +11,12 @@ import (
 	"path/filepath"
 
 	"osbuilder/daemon/internal/disk"
+	"osbuilder/pipe/effect"
 )
 
 // Every file in output/ is for others to read, whatever the umask is.
 
-func chmod(f *os.File, perm fs.FileMode) error {
+func chmod(f *effect.File, perm fs.FileMode) error {
 	info, err := f.Stat()
 	if err != nil || info.Mode().Perm() == perm {
 		return err
@@ -23,7 +24,7 @@ func chmod(f *os.File, perm fs.FileMode) error {
 	return f.Chmod(perm)
 }
 
-func mkdirs(root *os.Root, name string) error {
+func mkdirs(root *effect.Root, name string) error {
 	if name == "." {
 		return nil
 	}
@@ -37,7 +38,7 @@ func mkdirs(root *os.Root, name string) error {
 }
 
 // create makes a file anew, readable for all, and hands it to fill.
-func create(root *os.Root, name string, fill func(io.Writer) error) error {
+func create(root *effect.Root, name string, fill func(io.Writer) error) error {
 	f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
 	if err != nil {
 		return err
@@ -55,7 +56,7 @@ func create(root *os.Root, name string, fill func(io.Writer) error) error {
 	return f.Close()
 }
 
-func writeFile(root *os.Root, name string, data []byte) error {
+func writeFile(root *effect.Root, name string, data []byte) error {
 	err := create(root, name, func(w io.Writer) error {
 		_, err := w.Write(data)
 		return err
@@ -66,7 +67,7 @@ func writeFile(root *os.Root, name string, data []byte) error {
 	return nil
 }
 
-func copyFile(ctx context.Context, root *os.Root, name string, from io.Reader) error {
+func copyFile(ctx context.Context, root *effect.Root, name string, from io.Reader) error {
 	return create(root, name, func(w io.Writer) error {
 		_, err := io.Copy(w, within(ctx, from))
 		return err
@@ -89,7 +90,7 @@ func within(ctx context.Context, r io.Reader) io.Reader {
 
 // copyLog copies the build log. A job that never ran has none, and gets an
 // empty one.
-func copyLog(ctx context.Context, root *os.Root, from string) error {
+func copyLog(ctx context.Context, root *effect.Root, from string) error {
 	f, err := os.Open(from)
 	if errors.Is(err, fs.ErrNotExist) {
 		return writeFile(root, logName, nil)
@@ -103,7 +104,7 @@ func copyLog(ctx context.Context, root *os.Root, from string) error {
 
 // copyTree copies what was dropped to source/: files and folders. A link is
 // copied as a link if it stays within; nothing else can be in a taken drop.
-func copyTree(ctx context.Context, root *os.Root, from string) error {
+func copyTree(ctx context.Context, root *effect.Root, from string) error {
 	if err := mkdirs(root, sourceName); err != nil {
 		return err
 	}

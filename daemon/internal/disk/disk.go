@@ -11,12 +11,14 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"osbuilder/pipe/effect"
 )
 
 // SyncDir makes the names in a folder last. File systems that have nothing to
 // sync there (some network and FUSE ones) count as synced.
 func SyncDir(path string) error {
-	d, err := os.Open(path)
+	d, err := effect.Open(path)
 	if err != nil {
 		return err
 	}
@@ -43,13 +45,13 @@ func MkdirAll(path string, perm fs.FileMode) error {
 			return err
 		}
 	}
-	if err := os.Mkdir(path, perm); err != nil {
+	if err := effect.Mkdir(path, perm); err != nil {
 		if info, statErr := os.Stat(path); statErr == nil && info.IsDir() {
 			return nil
 		}
 		return err
 	}
-	if err := os.Chmod(path, perm); err != nil {
+	if err := effect.Chmod(path, perm); err != nil {
 		return err
 	}
 	return SyncDir(parent)
@@ -58,12 +60,13 @@ func MkdirAll(path string, perm fs.FileMode) error {
 // MoveNew renames from to to and fails with [fs.ErrExist] if there is
 // something at to. Where the file system can't promise that, it looks first.
 func MoveNew(from, to string) error {
+	effect.Before("rename", to)
 	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.ENOTSUP) {
 		if _, statErr := os.Lstat(to); statErr == nil {
 			err = unix.EEXIST
 		} else {
-			return os.Rename(from, to)
+			return effect.Rename(from, to)
 		}
 	}
 	if err != nil {

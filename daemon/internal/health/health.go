@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"osbuilder/daemon/internal/hint"
+	"osbuilder/pipe/effect"
 )
 
 const (
@@ -45,7 +46,7 @@ type Server struct {
 // Run serves until ctx is over.
 func (s *Server) Run(ctx context.Context) error {
 	// One that a killed process left. Only one daemon runs on one /tmp.
-	if err := os.Remove(s.Path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := effect.Remove(s.Path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove stale health socket: %w", err)
 	}
 	var config net.ListenConfig

@@ -26,6 +26,7 @@ import (
 	"osbuilder/daemon/internal/hint"
 	"osbuilder/daemon/internal/job"
 	"osbuilder/pipe"
+	"osbuilder/pipe/effect"
 )
 
 // Names in the jobs folder that are ours.
@@ -324,7 +325,7 @@ func (b *Inbox) sweep(ctx context.Context) error {
 		}
 		path := filepath.Join(jobs, e.Name())
 		if strings.HasPrefix(e.Name(), newPrefix) {
-			if err := os.RemoveAll(path); err != nil {
+			if err := effect.RemoveAll(path); err != nil {
 				return err
 			}
 			continue
@@ -335,12 +336,12 @@ func (b *Inbox) sweep(ctx context.Context) error {
 		}
 		switch _, err := b.store.Get(ctx, job.ID(e.Name())); {
 		case err == nil:
-			err = os.Remove(marker)
+			err = effect.Remove(marker)
 			if err != nil {
 				return err
 			}
 		case errors.Is(err, b.cfg.NotFound):
-			if err := os.RemoveAll(path); err != nil {
+			if err := effect.RemoveAll(path); err != nil {
 				return err
 			}
 		default:

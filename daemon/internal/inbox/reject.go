@@ -14,6 +14,7 @@ import (
 
 	"osbuilder/daemon/internal/disk"
 	"osbuilder/daemon/internal/hint"
+	"osbuilder/pipe/effect"
 )
 
 const (
@@ -50,14 +51,14 @@ func (b *Inbox) reject(name string, s stamp, why *refusal) error {
 	b.did("message written")
 	from := filepath.Join(b.cfg.Dir, name)
 	if now, err := stampOf(from); err != nil || now != s {
-		_ = os.Remove(to + messageExt) // about a drop that is gone; at worst it stays
+		_ = effect.Remove(to + messageExt) // about a drop that is gone; at worst it stays
 		if err != nil {
 			return err
 		}
 		return errChanged
 	}
 	if err := disk.MoveNew(from, to); err != nil {
-		_ = os.Remove(to + messageExt) // the log says the same
+		_ = effect.Remove(to + messageExt) // the log says the same
 		return stays(err)
 	}
 	b.did("rejected")
@@ -104,7 +105,7 @@ func cut(name string, n int) string {
 }
 
 func writeMessage(path string, message []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	f, err := effect.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 	"osbuilder/daemon/internal/disk"
 	"osbuilder/daemon/internal/hint"
 	"osbuilder/daemon/internal/job"
+	"osbuilder/pipe/effect"
 )
 
 const (
@@ -137,14 +138,14 @@ func (b *Inbox) record(ctx context.Context, name string, s stamp, recipe job.Rec
 	temp := filepath.Join(jobs, newPrefix+string(id))
 	final := filepath.Join(jobs, string(id))
 	if err := b.copy(ctx, name, s, temp); err != nil {
-		return job.Job{}, errors.Join(err, os.RemoveAll(temp))
+		return job.Job{}, errors.Join(err, effect.RemoveAll(temp))
 	}
 	if err := disk.MoveNew(temp, final); err != nil {
-		return job.Job{}, errors.Join(fmt.Errorf("move the copy into place: %w", err), os.RemoveAll(temp))
+		return job.Job{}, errors.Join(fmt.Errorf("move the copy into place: %w", err), effect.RemoveAll(temp))
 	}
 	b.did("copy in place")
 	if err := disk.SyncDir(jobs); err != nil {
-		return job.Job{}, errors.Join(fmt.Errorf("sync the copy: %w", err), os.RemoveAll(final))
+		return job.Job{}, errors.Join(fmt.Errorf("sync the copy: %w", err), effect.RemoveAll(final))
 	}
 	b.did("copy synced")
 	j := job.Job{
@@ -156,7 +157,7 @@ func (b *Inbox) record(ctx context.Context, name string, s stamp, recipe job.Rec
 		j.Name = job.FolderName(name)
 	}
 	if err := b.cfg.Prepare(&j, filepath.Join(final, sourceDir)); err != nil {
-		return job.Job{}, errors.Join(unfit("prepare the job", err), os.RemoveAll(final))
+		return job.Job{}, errors.Join(unfit("prepare the job", err), effect.RemoveAll(final))
 	}
 	b.did("prepared")
 	j, err := b.store.Create(ctx, j)
@@ -165,12 +166,12 @@ func (b *Inbox) record(ctx context.Context, name string, s stamp, recipe job.Rec
 		// It may be on record all the same: then the next look finds it by its
 		// key. Where nobody can tell now, the next start does.
 		if _, getErr := b.store.Get(ctx, id); errors.Is(getErr, b.cfg.NotFound) {
-			err = errors.Join(err, os.RemoveAll(final))
+			err = errors.Join(err, effect.RemoveAll(final))
 		}
 		return job.Job{}, err
 	}
 	b.did("recorded")
-	if err := os.Remove(filepath.Join(final, unrecorded)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := effect.Remove(filepath.Join(final, unrecorded)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		b.log.Debug("marker stays until the next start", zap.String("id", string(id)), zap.Error(err))
 	}
 	b.did("marker removed")
@@ -180,10 +181,10 @@ func (b *Inbox) record(ctx context.Context, name string, s stamp, recipe job.Rec
 // copy makes a synced copy of the drop in the folder temp, and sees to it that
 // the drop did not change meanwhile.
 func (b *Inbox) copy(ctx context.Context, name string, s stamp, temp string) error {
-	if err := os.MkdirAll(filepath.Join(temp, sourceDir), 0o700); err != nil {
+	if err := effect.MkdirAll(filepath.Join(temp, sourceDir), 0o700); err != nil {
 		return fmt.Errorf("make folder for the copy: %w", err)
 	}
-	if err := os.WriteFile(filepath.Join(temp, unrecorded), nil, 0o600); err != nil {
+	if err := effect.WriteFile(filepath.Join(temp, unrecorded), nil, 0o600); err != nil {
 		return fmt.Errorf("mark the copy: %w", err)
 	}
 	b.did("folder made")
@@ -239,7 +240,7 @@ func (b *Inbox) copyFile(ctx context.Context, from, to string, s stamp) error {
 
 // copyTo writes a new file, synced, with what in holds: size bytes.
 func copyTo(ctx context.Context, to string, in io.Reader, size int64) error {
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	out, err := effect.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}

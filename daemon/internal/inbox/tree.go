@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"osbuilder/daemon/internal/disk"
+	"osbuilder/pipe/effect"
 )
 
 // Bounds of a folder that is dropped: far above any configuration, below what
@@ -62,7 +63,7 @@ func (b *Inbox) copyTree(ctx context.Context, from, to string) error {
 		target := filepath.Join(to, filepath.FromSlash(name))
 		switch mode := info.Mode(); {
 		case mode.IsDir():
-			return os.Mkdir(target, 0o700)
+			return effect.Mkdir(target, 0o700)
 		case mode&fs.ModeSymlink != 0:
 			return copyLink(source, name, target)
 		case !mode.IsRegular():
@@ -107,7 +108,7 @@ func copyMember(ctx context.Context, source *os.Root, name string, info fs.FileI
 		return fmt.Errorf("copy the drop: %w", err)
 	}
 	if info.Mode()&0o100 != 0 {
-		return os.Chmod(target, 0o700)
+		return effect.Chmod(target, 0o700)
 	}
 	return nil
 }
@@ -120,7 +121,7 @@ func copyLink(source *os.Root, name, target string) error {
 	}
 	switch {
 	case stays(name, to):
-		return os.Symlink(to, target)
+		return effect.Symlink(to, target)
 	case strings.HasPrefix(to, "/nix/store/"):
 		return refuse("It is left over from a build: remove it.", "the link %s in it leads out of the folder, to %s", quote(name), quote(to))
 	default:

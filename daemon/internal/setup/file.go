@@ -8,6 +8,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"osbuilder/pipe/effect"
 )
 
 // A target is a file with the owner and mode that it must have.
@@ -23,19 +25,19 @@ const tempPrefix = ".osbuilder-tmp-"
 // link, unlike a rename, replaces nothing.
 func (t target) create(data []byte) error {
 	return t.write(data, func(temp string) error {
-		return errors.Join(os.Link(temp, t.path), os.Remove(temp))
+		return errors.Join(effect.Link(temp, t.path), effect.Remove(temp))
 	})
 }
 
 // replace makes the file hold data; a reader sees all of the old or all of the
 // new.
 func (t target) replace(data []byte) error {
-	return t.write(data, func(temp string) error { return os.Rename(temp, t.path) })
+	return t.write(data, func(temp string) error { return effect.Rename(temp, t.path) })
 }
 
 func (t target) write(data []byte, place func(temp string) error) error {
 	dir := filepath.Dir(t.path)
-	f, err := os.CreateTemp(dir, tempPrefix)
+	f, err := effect.CreateTemp(dir, tempPrefix)
 	if err != nil {
 		return err
 	}
@@ -49,10 +51,10 @@ func (t target) write(data []byte, place func(temp string) error) error {
 		err = f.Sync()
 	}
 	if err != nil {
-		return errors.Join(err, os.Remove(temp.path))
+		return errors.Join(err, effect.Remove(temp.path))
 	}
 	if err := place(temp.path); err != nil {
-		if rm := os.Remove(temp.path); rm != nil && !errors.Is(rm, os.ErrNotExist) {
+		if rm := effect.Remove(temp.path); rm != nil && !errors.Is(rm, os.ErrNotExist) {
 			err = errors.Join(err, rm)
 		}
 		return err
@@ -67,12 +69,12 @@ func (t target) own() error {
 		return err
 	}
 	if uid, gid := ownerOf(info); uid != t.uid || gid != t.gid {
-		if err := os.Chown(t.path, t.uid, t.gid); err != nil {
+		if err := effect.Chown(t.path, t.uid, t.gid); err != nil {
 			return err
 		}
 	}
 	if info.Mode().Perm() != t.mode {
-		return os.Chmod(t.path, t.mode)
+		return effect.Chmod(t.path, t.mode)
 	}
 	return nil
 }
@@ -86,7 +88,7 @@ func ownerOf(info os.FileInfo) (uid, gid int) {
 }
 
 func syncFolder(dir string) error {
-	d, err := os.Open(dir)
+	d, err := effect.Open(dir)
 	if err != nil {
 		return err
 	}
@@ -117,7 +119,7 @@ func sweep(dir string, now time.Time) error {
 		if now.Sub(info.ModTime()) < staleAfter {
 			continue
 		}
-		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := effect.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("remove what an earlier init left: %w", err)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"osbuilder/daemon/internal/hint"
+	"osbuilder/pipe/effect"
 )
 
 // folders gives the folders their owner: the folders alone, for what lies in
@@ -33,7 +34,7 @@ func (c Config) folders() error {
 	}
 	for _, name := range []string{"rejected", ".taken"} {
 		path := filepath.Join(c.Jobs, name)
-		if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		if err := effect.Mkdir(path, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 			return c.refused(err, path, "JOBS_DIR")
 		}
 		if err := c.give(path, 0, "JOBS_DIR"); err != nil {
@@ -59,7 +60,7 @@ func (c Config) give(path string, mode os.FileMode, setting string) error {
 	}
 	uid, gid := ownerOf(info)
 	if uid != c.UID || gid != c.GID {
-		if err := os.Chown(path, c.UID, c.GID); err != nil {
+		if err := effect.Chown(path, c.UID, c.GID); err != nil {
 			if open(info, gid == c.GID) {
 				return nil // a share that knows no owners, and lets the daemon write
 			}
@@ -71,7 +72,7 @@ func (c Config) give(path string, mode os.FileMode, setting string) error {
 		}
 	}
 	if info.Mode().Perm() != mode {
-		if err := os.Chmod(path, mode); err != nil {
+		if err := effect.Chmod(path, mode); err != nil {
 			return c.refused(fmt.Errorf("let its owner write in %s: %w", path, err), path, setting)
 		}
 	}

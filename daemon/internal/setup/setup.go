@@ -23,6 +23,7 @@ import (
 	"golang.org/x/crypto/ssh/knownhosts"
 
 	"osbuilder/daemon/internal/hint"
+	"osbuilder/pipe/effect"
 )
 
 // The names of the files, in the volume of the client's keys and in the folder
@@ -82,7 +83,7 @@ func Run(ctx context.Context, c Config) error {
 // builder makes the files of one VM and returns its public host key.
 func (c Config) builder(name string, authorized []string) (ssh.PublicKey, error) {
 	dir := filepath.Join(c.VMKeys, name)
-	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+	if err := effect.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, fmt.Errorf("make folder of builder %s: %w", name, err)
 	}
 	root := func(file string, mode os.FileMode) target {

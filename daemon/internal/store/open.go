@@ -13,6 +13,7 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 
 	"osbuilder/daemon/internal/hint"
+	"osbuilder/pipe/effect"
 )
 
 // migrations lead from one schema version to the next: the first one makes
@@ -136,23 +137,24 @@ func backupName(path string, version int) string { return fmt.Sprintf("%s.v%d", 
 // all.
 func backUp(ctx context.Context, db *sql.DB, name string) error {
 	temp := name + ".tmp"
-	if err := os.Remove(temp); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := effect.Remove(temp); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
+	effect.Before("write", temp)
 	if _, err := db.ExecContext(ctx, `VACUUM INTO ?`, temp); err != nil {
 		return err
 	}
 	if err := syncPath(temp); err != nil {
 		return err
 	}
-	if err := os.Rename(temp, name); err != nil {
+	if err := effect.Rename(temp, name); err != nil {
 		return err
 	}
 	return syncPath(filepath.Dir(name))
 }
 
 func syncPath(path string) error {
-	f, err := os.Open(path)
+	f, err := effect.Open(path)
 	if err != nil {
 		return err
 	}

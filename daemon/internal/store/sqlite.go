@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"osbuilder/daemon/internal/job"
+	"osbuilder/pipe/effect"
 )
 
 // SQLite is a store in one file. It is safe for concurrent use. A second
@@ -211,6 +212,7 @@ func (s *SQLite) Checkpoint(ctx context.Context, builder string) (job.Checkpoint
 func (s *SQLite) SaveCheckpoint(ctx context.Context, builder string, c job.Checkpoint) error {
 	record, err := json.Marshal(c)
 	if err == nil {
+		effect.Before("commit", "checkpoint")
 		_, err = s.db.ExecContext(ctx,
 			`INSERT INTO checkpoints (builder, record, digest) VALUES (?, ?, ?)
 			 ON CONFLICT (builder) DO UPDATE SET record = excluded.record, digest = excluded.digest`,
@@ -310,6 +312,7 @@ func (s *SQLite) write(ctx context.Context, f func(*sql.Tx) error) error {
 	if err := f(tx); err != nil {
 		return errors.Join(err, tx.Rollback())
 	}
+	effect.Before("commit", "records")
 	return tx.Commit()
 }
 

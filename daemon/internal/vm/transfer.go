@@ -59,7 +59,7 @@ func writeRequest(ctx context.Context, c *sftp.Client, dir string, data []byte) 
 	var random [8]byte
 	_, _ = rand.Read(random[:]) // never fails, since Go 1.24
 	temp := path.Join(dir, tempPrefix+hex.EncodeToString(random[:]))
-	f, err := c.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL)
+	f, err := create(c, temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL)
 	if err != nil {
 		return fmt.Errorf("create %s: %w", temp, err)
 	}
@@ -72,7 +72,7 @@ func writeRequest(ctx context.Context, c *sftp.Client, dir string, data []byte) 
 			_ = f.Close()
 		}
 		// A rename that was answered with an error may have happened; then there is nothing to remove.
-		if gone := c.Remove(temp); gone != nil && !errors.Is(gone, os.ErrNotExist) && !connectionLost(gone) {
+		if gone := remove(c, temp); gone != nil && !errors.Is(gone, os.ErrNotExist) && !connectionLost(gone) {
 			err = errors.Join(err, fmt.Errorf("remove %s: %w", temp, gone))
 		}
 	}()
@@ -84,7 +84,7 @@ func writeRequest(ctx context.Context, c *sftp.Client, dir string, data []byte) 
 		{"write", func() error { _, err := f.Write(data); return err }},
 		{"sync", f.Sync},
 		{"close", func() error { closed = true; return f.Close() }},
-		{"rename to " + pipe.In + " the file", func() error { return c.PosixRename(temp, path.Join(dir, pipe.In)) }},
+		{"rename to " + pipe.In + " the file", func() error { return rename(c, temp, path.Join(dir, pipe.In)) }},
 	}
 	for _, step := range steps {
 		if ctx.Err() != nil {
@@ -110,7 +110,7 @@ func (b *Builder) clean(ctx context.Context, l *link) {
 			if !temporary || time.Since(info.ModTime()) < staleAfter {
 				continue
 			}
-			if err := l.sftp.Remove(path.Join(b.cfg.Dir, info.Name())); err != nil {
+			if err := remove(l.sftp, path.Join(b.cfg.Dir, info.Name())); err != nil {
 				return fmt.Errorf("%s: %w", info.Name(), err)
 			}
 			b.log.Info("stale request removed", zap.String("file", info.Name()), zap.Time("written", info.ModTime()))

@@ -101,7 +101,7 @@ func (u *upload) run(c *sftp.Client) error {
 			if err := u.stopped(); err != nil {
 				return err
 			}
-			if err := c.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if err := remove(c, name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return fmt.Errorf("remove %s: %w", name, err)
 			}
 		}
@@ -115,7 +115,7 @@ func (u *upload) run(c *sftp.Client) error {
 	if err := u.stopped(); err != nil {
 		return err
 	}
-	if err := c.PosixRename(u.temp, u.name); err != nil {
+	if err := rename(c, u.temp, u.name); err != nil {
 		return fmt.Errorf("rename %s: %w", u.temp, err)
 	}
 	return nil
@@ -126,7 +126,7 @@ func (u *upload) fill(c *sftp.Client) error {
 	if err := u.stopped(); err != nil {
 		return err
 	}
-	f, err := c.OpenFile(u.temp, os.O_WRONLY|os.O_CREATE)
+	f, err := create(c, u.temp, os.O_WRONLY|os.O_CREATE)
 	if err != nil {
 		return fmt.Errorf("create %s: %w", u.temp, err)
 	}
@@ -197,7 +197,7 @@ func (u *upload) moved() {
 // than a stall.
 const syncEvery = 64 << 20
 
-func (u *upload) sync(f *sftp.File) error {
+func (u *upload) sync(f *remoteFile) error {
 	u.moved()
 	defer u.moved()
 	if err := f.Sync(); err != nil {
@@ -208,7 +208,7 @@ func (u *upload) sync(f *sftp.File) error {
 
 // guard passes writes on, from an offset, until nobody waits for them, and says
 // that they are made.
-func (u *upload) guard(f *sftp.File, at int64) io.Writer {
+func (u *upload) guard(f *remoteFile, at int64) io.Writer {
 	return writerFunc(func(p []byte) (int, error) {
 		if err := u.stopped(); err != nil {
 			return 0, err
