@@ -4,6 +4,7 @@ package job
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -51,6 +52,18 @@ type NixOS struct {
 // MaxAttempts bounds how often a job runs when its VM dies under it.
 const MaxAttempts = 3
 
+// The bounds of a job's priority; 0 is what a drop has.
+const (
+	MinPriority = -100
+	MaxPriority = 100
+)
+
+// A CancelWish says that somebody wants a job not to run, or not to run on.
+type CancelWish struct {
+	Time   time.Time `json:"time"`
+	Reason string    `json:"reason,omitempty"`
+}
+
 // A Job is the record of one thing to build. The record is the only truth
 // about it, and is written before what it says is acted upon.
 type Job struct {
@@ -68,8 +81,16 @@ type Job struct {
 	Updated time.Time `json:"updated"`
 
 	Timeout time.Duration `json:"timeout"` // the job may run so long; 0 is no limit
-	Inputs  *Inputs       `json:"inputs,omitempty"`
-	NixOS   *NixOS        `json:"nixos,omitempty"`
+	// Priority decides which of the waiting jobs is next: the higher one, and
+	// of two alike the older.
+	Priority int `json:"priority,omitempty"`
+	// Cancel is kept until a VM has said how the job ended: the wish outlives
+	// every restart.
+	Cancel  *CancelWish `json:"cancel,omitempty"`
+	RetryOf ID          `json:"retry_of,omitempty"` // the ended job that this one does again
+
+	Inputs *Inputs `json:"inputs,omitempty"`
+	NixOS  *NixOS  `json:"nixos,omitempty"`
 
 	Started   time.Time       `json:"started,omitzero"`
 	Artifacts []pipe.Artifact `json:"artifacts,omitempty"` // announced by the running attempt
@@ -122,7 +143,23 @@ func (j Job) Interruptions() int {
 // Deferred reports that the job waits because a VM refused it for now: it has
 // an attempt that never ran.
 func (j Job) Deferred() bool {
-	return j.State == Queued && len(j.History) > 0 && j.History[len(j.History)-1].Event == Deferred
+	if j.State != Queued {
+		return false
+	}
+	for _, s := range slices.Backward(j.History) {
+		if !s.Event.Note() {
+			return s.Event == Deferred
+		}
+	}
+	return false
+}
+
+// Before reports that the job is to be claimed before other.
+func (j Job) Before(other Job) bool {
+	if j.Priority != other.Priority {
+		return j.Priority > other.Priority
+	}
+	return j.ID < other.ID
 }
 
 // Apply returns the job after event, with its story told. It doesn't change
@@ -132,7 +169,7 @@ func (j Job) Apply(event Event, now time.Time, reason string) (Job, error) {
 	if err != nil {
 		return j, fmt.Errorf("job %s: %w", j.ID, err)
 	}
-	if next == j.State {
+	if j.State.Terminal() || next == j.State && !event.Note() {
 		return j, nil
 	}
 	j.State = next

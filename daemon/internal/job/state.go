@@ -12,7 +12,9 @@ import (
 //	   ├────deferred─────┘                     │                      └───────────────────▶ cancelled
 //	   └────────────────interrupted────────────┘
 //
-// Losing the link to a VM is no transition: the job goes on there.
+// Losing the link to a VM is no transition: the job goes on there. Nor are
+// notes, which change nothing but what is on record: a wish to cancel, another
+// priority, a try to publish that failed.
 type State string
 
 // The states.
@@ -46,12 +48,29 @@ const (
 	PublishedDone      Event = "published-done"      // output/ has it, it succeeded
 	PublishedFailed    Event = "published-failed"    // output/ has its log, it failed
 	PublishedCancelled Event = "published-cancelled" // output/ has its log, it was cancelled
+
+	// Notes: the state stays, the story tells of them.
+	CancelAsked     Event = "cancel-asked"     // a VM may have it, and is told
+	PriorityChanged Event = "priority-changed" // it goes before others, or behind
+	RetryAsked      Event = "retry-asked"      // what failed is tried again at once
+	PublishFailed   Event = "publish-failed"   // its artifacts came damaged
 )
 
 // Events are all events.
 var Events = []Event{
 	Created, Claimed, Accepted, Deferred, Finished, Interrupted,
 	PublishedDone, PublishedFailed, PublishedCancelled,
+	CancelAsked, PriorityChanged, RetryAsked, PublishFailed,
+}
+
+// Note reports that the event is told each time and changes no state.
+func (e Event) Note() bool {
+	switch e {
+	case CancelAsked, PriorityChanged, RetryAsked, PublishFailed:
+		return true
+	default:
+		return false
+	}
 }
 
 // ErrTransition: the event can't happen in that state, so a record or the
@@ -63,23 +82,27 @@ var ErrTransition = errors.New("impossible transition")
 var transitions = map[State]map[Event]State{
 	Queued: {
 		Created: Queued, Deferred: Queued, Interrupted: Queued,
-		Claimed:  Sending,
-		Accepted: Running,    // after a refusal: the answer to the same request, written twice
-		Finished: Collecting, // cancelled, or nothing can run it
+		Claimed:     Sending,
+		Accepted:    Running,    // after a refusal: the answer to the same request, written twice
+		Finished:    Collecting, // cancelled, or nothing can run it
+		CancelAsked: Queued, PriorityChanged: Queued, RetryAsked: Queued,
 	},
 	Sending: {
 		Claimed:  Sending,
 		Accepted: Running,
 		Deferred: Queued, Interrupted: Queued,
-		Finished: Collecting, // refused for good
+		Finished:    Collecting, // refused for good
+		CancelAsked: Sending, PriorityChanged: Sending, RetryAsked: Sending,
 	},
 	Running: {
 		Accepted:    Running,
 		Interrupted: Queued,
 		Finished:    Collecting,
+		CancelAsked: Running, PriorityChanged: Running,
 	},
 	Collecting: {
 		Accepted: Collecting, Finished: Collecting,
+		RetryAsked: Collecting, PublishFailed: Collecting,
 		PublishedDone: Done, PublishedFailed: Failed, PublishedCancelled: Cancelled,
 	},
 }

@@ -10,13 +10,26 @@ import (
 
 // Every state and every event: what is not named here must be refused.
 var expected = map[State]map[Event]State{
-	Queued:     {Created: Queued, Deferred: Queued, Interrupted: Queued, Claimed: Sending, Accepted: Running, Finished: Collecting},
-	Sending:    {Claimed: Sending, Accepted: Running, Deferred: Queued, Interrupted: Queued, Finished: Collecting},
-	Running:    {Accepted: Running, Interrupted: Queued, Finished: Collecting},
-	Collecting: {Accepted: Collecting, Finished: Collecting, PublishedDone: Done, PublishedFailed: Failed, PublishedCancelled: Cancelled},
-	Done:       {},
-	Failed:     {},
-	Cancelled:  {},
+	Queued: {
+		Created: Queued, Deferred: Queued, Interrupted: Queued, Claimed: Sending, Accepted: Running, Finished: Collecting,
+		CancelAsked: Queued, PriorityChanged: Queued, RetryAsked: Queued,
+	},
+	Sending: {
+		Claimed: Sending, Accepted: Running, Deferred: Queued, Interrupted: Queued, Finished: Collecting,
+		CancelAsked: Sending, PriorityChanged: Sending, RetryAsked: Sending,
+	},
+	Running: {
+		Accepted: Running, Interrupted: Queued, Finished: Collecting,
+		CancelAsked: Running, PriorityChanged: Running,
+	},
+	Collecting: {
+		Accepted: Collecting, Finished: Collecting,
+		PublishedDone: Done, PublishedFailed: Failed, PublishedCancelled: Cancelled,
+		RetryAsked: Collecting, PublishFailed: Collecting,
+	},
+	Done:      {},
+	Failed:    {},
+	Cancelled: {},
 }
 
 func TestNext(t *testing.T) {
@@ -48,6 +61,41 @@ func TestNext(t *testing.T) {
 	}
 	if _, err := Next(Queued, "nonsense"); !errors.Is(err, ErrTransition) {
 		t.Errorf("an unknown event: %v, want ErrTransition", err)
+	}
+}
+
+// A note keeps the state, wherever it is possible, and is told each time.
+func TestNotes(t *testing.T) {
+	for _, s := range States {
+		for _, e := range Events {
+			j := Job{ID: "a", State: s}
+			next, err := j.Apply(e, time.Time{}, "r")
+			switch {
+			case err != nil, s.Terminal():
+				if len(next.History) > 0 {
+					t.Errorf("%s while %s: told all the same", e, s)
+				}
+			case e.Note():
+				again, err := next.Apply(e, time.Time{}, "r")
+				if next.State != s || len(next.History) != 1 || err != nil || len(again.History) != 2 {
+					t.Errorf("%s while %s: %+v, %v", e, s, again, err)
+				}
+			}
+		}
+	}
+}
+
+// What a VM refused for now stays so, whatever is noted meanwhile.
+func TestDeferredSurvivesNotes(t *testing.T) {
+	j := Job{ID: "a", State: Queued}
+	for _, e := range []Event{Claimed, Deferred, PriorityChanged, RetryAsked} {
+		var err error
+		if j, err = j.Apply(e, time.Time{}, ""); err != nil {
+			t.Fatal(err)
+		}
+		if want := e != Claimed; j.Deferred() != want {
+			t.Errorf("after %s: %t", e, j.Deferred())
+		}
 	}
 }
 
