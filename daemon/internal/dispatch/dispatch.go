@@ -58,11 +58,15 @@ type flight struct {
 	unsaved    bool // the record here is ahead of the store's
 	publishing bool
 	uploading  bool      // its inputs are on their way
+	stopUpload func()    // ends that, for nothing
 	uploaded   delivered // where its inputs lie, as far as is known
 	fresh      bool      // they have to be uploaded from the beginning
-	failures   int       // publishes that failed in a row
-	damaged    int       // of these, the ones that brought other bytes than announced
+	sent       bool      // its request may have been written, by this process or one before
+	failures   int       // uploads or publishes that failed in a row
 	notBefore  time.Time // of the next try to send or to publish
+
+	recalled    bool      // its VM was told that it is cancelled, and said yes
+	recallAfter time.Time // of the next try to tell it
 }
 
 // delivered names an attempt and the builder that has its inputs.
@@ -206,6 +210,8 @@ func (d *Dispatcher) takeUp(ctx context.Context) error {
 	}
 	for _, f := range d.order {
 		w, known := d.workers[f.job.Builder]
+		f.sent = f.job.State == job.Sending
+		f.notBefore = d.publishAfter(f.job)
 		if f.job.State.Terminal() {
 			if known {
 				w.acknowledge(f.job)

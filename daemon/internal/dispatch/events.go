@@ -117,7 +117,7 @@ func splitKey(key string) (kind pipe.Kind, id job.ID, attempt int) {
 // answered ends the wait for an answer, if key is that of the request.
 func (w *worker) answered(key string) {
 	if w.waiting != nil && w.waiting.key == key {
-		w.waiting = nil
+		w.waiting, w.unanswered = nil, 0
 	}
 }
 
@@ -141,6 +141,10 @@ func (d *Dispatcher) accepted(ctx context.Context, builder string, w *worker, ke
 	kind, id, attempt := splitKey(key)
 	if kind == pipe.KindAcknowledge {
 		w.acks = slices.DeleteFunc(w.acks, func(a *ack) bool { return a.id == id && a.attempt == attempt })
+	}
+	if f := d.flights[id]; kind == pipe.KindCancel && f != nil && f.job.Builder == builder && f.job.Attempt == attempt {
+		f.recalled = true
+		return nil
 	}
 	f, ours := d.flights[id]
 	if !ours || f.job.Builder != builder || f.job.Attempt != attempt {
@@ -177,6 +181,9 @@ func (d *Dispatcher) refused(ctx context.Context, builder string, w *worker, r p
 		w.refuse(d.cfg.Now(), d.cfg.RetryAfter)
 		log.Warn("request refused")
 		if ours && kind == pipe.KindJob && f.job.State == job.Sending {
+			if f.job.Cancel != nil {
+				return d.cancelled(ctx, f, f.job.Cancel)
+			}
 			return d.update(ctx, f, job.Deferred, r.Message, func(j *job.Job) { j.Why = r.Message })
 		}
 	case kind == pipe.KindJob && ours && f.job.State == job.Sending:
@@ -185,6 +192,9 @@ func (d *Dispatcher) refused(ctx context.Context, builder string, w *worker, r p
 			// The VM has this very attempt, from a sidecar that wrote it in
 			// other words, before an upgrade. It runs there.
 			return d.update(ctx, f, job.Accepted, r.Message, nil)
+		}
+		if f.job.Cancel != nil {
+			return d.cancelled(ctx, f, f.job.Cancel)
 		}
 		if !r.Retryable {
 			return d.fail(ctx, w, f, r.Message)
@@ -202,6 +212,9 @@ func (d *Dispatcher) refused(ctx context.Context, builder string, w *worker, r p
 				a.notBefore = d.cfg.Now().Add(maxPause)
 			}
 		}
+	case kind == pipe.KindCancel && ours:
+		d.recallRefused(f, log)
+	case d.unnamedRefusal(w, r, log):
 	default:
 		log.Info("builder refused what lay in pipe_in")
 	}
@@ -251,6 +264,9 @@ func (d *Dispatcher) finished(ctx context.Context, builder string, w *worker, f 
 	if r.Status == pipe.StatusInterrupted {
 		return d.interrupted(ctx, f, r.Reason)
 	}
+	if r.Status == pipe.StatusCancelled && f.job.Cancel != nil && f.job.Cancel.Reason != "" {
+		r.Reason = f.job.Cancel.Reason // who asked for it; the VM knows only that it was asked
+	}
 	failure, reported := job.ReportedFailure(r.Report)
 	if reported && r.Status == pipe.StatusFailed && r.Reason == "" {
 		r.Reason = failure.Text()
@@ -284,6 +300,9 @@ func (d *Dispatcher) interrupted(ctx context.Context, f *flight, reason string) 
 	}
 	log := d.cfg.Log.With(zap.String("job", f.job.Name), zap.String("id", string(f.job.ID)),
 		zap.Int("attempt", f.job.Attempt), zap.String("reason", reason))
+	if f.job.Cancel != nil {
+		return d.cancelled(ctx, f, f.job.Cancel)
+	}
 	if f.job.Interruptions()+1 >= job.MaxAttempts {
 		log.Warn("job interrupted, no attempt left", zap.Int("attempts", job.MaxAttempts))
 		return d.update(ctx, f, job.Finished, reason, func(j *job.Job) {

@@ -13,9 +13,12 @@ import (
 )
 
 const (
-	// maxDamaged fetches in a row of artifacts other than announced end in a
-	// failed job.
-	maxDamaged = 5
+	// Fetches that bring other bytes than announced are tried again: so many
+	// times soon, for what is wrong on the way, then so many times every
+	// slowly, for what somebody has to mend. Then the job fails.
+	quickFetches = 5
+	slowFetches  = 24
+	slowly       = time.Hour
 	// maxPause between two tries to publish.
 	maxPause = time.Minute
 )
@@ -26,12 +29,11 @@ func (d *Dispatcher) publish(work context.Context, f *flight) {
 		return
 	}
 	w := d.workers[f.job.Builder]
-	needed := f.job.Result.Status == pipe.StatusSucceeded && len(f.job.Artifacts) > 0
 	var from Builder
 	if w != nil {
 		from = w.builder
 	}
-	if needed && (w == nil || !w.up) {
+	if needsVM(f.job) && (w == nil || !w.up) {
 		return
 	}
 	f.publishing = true
@@ -51,6 +53,11 @@ func (d *Dispatcher) publish(work context.Context, f *flight) {
 	})
 }
 
+// needsVM reports that a job's outcome can't be published without its VM.
+func needsVM(j job.Job) bool {
+	return j.Result.Status == pipe.StatusSucceeded && len(j.Artifacts) > 0
+}
+
 // published ends a job whose outcome is in output/.
 func (d *Dispatcher) published(ctx context.Context, f *flight, folder string) error {
 	event := job.PublishedFailed
@@ -65,10 +72,12 @@ func (d *Dispatcher) published(ctx context.Context, f *flight, folder string) er
 		return err
 	}
 	d.sayOutcome(f.job)
-	err := f.log.Close()
-	f.log = nil
-	if err != nil {
-		return fmt.Errorf("close log of job %s: %w", f.job.ID, err)
+	if f.log != nil { // cancelled before it was claimed, it has none
+		err := f.log.Close()
+		f.log = nil
+		if err != nil {
+			return fmt.Errorf("close log of job %s: %w", f.job.ID, err)
+		}
 	}
 	if w := d.workers[f.job.Builder]; w != nil && f.job.Attempt > 0 {
 		w.acknowledge(f.job)
@@ -109,20 +118,67 @@ func (d *Dispatcher) unpublished(ctx context.Context, f *flight, w *worker, err 
 		return nil
 	}
 	f.failures++
+	damaged := damagedFetches(f.job)
 	if errors.Is(err, ErrDamaged) {
-		f.damaged++
+		damaged++
 	}
-	if errors.Is(err, ErrGone) || f.damaged >= maxDamaged {
+	if errors.Is(err, ErrGone) || damaged >= quickFetches+slowFetches {
 		log.Error("artifacts can't be had, the job failed")
-		j := f.job
-		r := *j.Result
+		r := *f.job.Result
 		r.Status, r.Reason = pipe.StatusFailed, fmt.Sprintf("its artifacts could not be fetched: %v", err)
-		j.Result, j.Artifacts = &r, nil
-		f.failures, f.damaged = 0, 0
-		return d.write(ctx, f, j)
+		f.failures = 0
+		return d.update(ctx, f, job.PublishFailed, r.Reason, func(j *job.Job) { j.Result, j.Artifacts = &r, nil })
+	}
+	if errors.Is(err, ErrDamaged) {
+		return d.fetchedDamaged(ctx, f, damaged, err)
 	}
 	pause := min(d.cfg.RetryAfter<<min(f.failures-1, 10), maxPause)
 	f.notBefore = d.cfg.Now().Add(pause)
 	log.Warn("job not published yet, trying again", zap.Duration("in", pause))
 	return d.waits(ctx, f, "to be published: "+err.Error())
+}
+
+// fetchedDamaged puts on record that other bytes came than were announced, and
+// plans the next try.
+func (d *Dispatcher) fetchedDamaged(ctx context.Context, f *flight, tries int, err error) error {
+	if err := d.update(ctx, f, job.PublishFailed, err.Error(), func(j *job.Job) {
+		j.Why = fmt.Sprintf("to be fetched again: what came is not what the VM announced (try %d of %d)", tries, quickFetches+slowFetches)
+	}); err != nil {
+		return err
+	}
+	f.notBefore = d.publishAfter(f.job)
+	d.cfg.Log.Warn("job not published, what came is damaged: trying again", zap.String("job", f.job.Name),
+		zap.String("id", string(f.job.ID)), zap.Int("try", tries), zap.Int("of", quickFetches+slowFetches),
+		zap.Time("next", f.notBefore), zap.Error(err))
+	return nil
+}
+
+// damagedFetches counts the fetches of a job's outcome that brought other
+// bytes than were announced.
+func damagedFetches(j job.Job) int {
+	n := 0
+	for _, s := range j.History {
+		switch s.Event {
+		case job.PublishFailed:
+			n++
+		case job.Claimed:
+			n = 0
+		default:
+		}
+	}
+	return n
+}
+
+// publishAfter is when a job whose last fetch was damaged is fetched again. It
+// is made from the record alone, so that a restart is no way to hurry.
+func (d *Dispatcher) publishAfter(j job.Job) time.Time {
+	n := damagedFetches(j)
+	if j.State != job.Collecting || n == 0 || j.History[len(j.History)-1].Event == job.RetryAsked {
+		return time.Time{}
+	}
+	pause := slowly
+	if n < quickFetches {
+		pause = min(d.cfg.RetryAfter<<(n-1), maxPause)
+	}
+	return j.Updated.Add(pause)
 }

@@ -25,12 +25,14 @@ func (d *Dispatcher) upload(work context.Context, name string, w *worker, f *fli
 	}
 	f.uploading = true
 	j, fresh := f.job, f.fresh
+	work, f.stopUpload = context.WithCancel(work)
 	d.begin(work, func(ctx context.Context) error {
 		return w.builder.Upload(ctx, j.Inputs.SHA256, j.Inputs.Size, fresh, func(to io.Writer) error { return d.cfg.Inputs(j, to) })
 	}, func(ctx context.Context, err error) error {
-		f.uploading = false
+		f.stopUpload()
+		f.uploading, f.stopUpload = false, nil
 		switch {
-		case f.job.Attempt != here.attempt || f.job.Builder != here.builder || f.job.State != job.Sending:
+		case f.job.Attempt != here.attempt || f.job.Builder != here.builder || f.job.State != job.Sending || f.job.Cancel != nil:
 			return nil // it went on without them
 		case err == nil:
 			f.uploaded, f.fresh, f.failures = here, false, 0

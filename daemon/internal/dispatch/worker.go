@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -26,7 +27,9 @@ type worker struct {
 	dirty    bool          // position or logs moved since then
 	hello    *pipe.Hello   // the last one before position
 
+	upSince     time.Time // of the link
 	waiting     *request  // written, not yet answered
+	unanswered  int       // requests in a row that were not answered in time
 	acks        []*ack    // to be sent, in this order
 	tookOver    bool      // became the owner by asking, which happens once in its life
 	notBefore   time.Time // of the next request, after one that could not be written
@@ -80,6 +83,7 @@ func (d *Dispatcher) Up(ctx context.Context, builder string) error {
 			return err
 		}
 		w.up, w.why, w.waiting = true, "", nil
+		w.upSince, w.unanswered = d.cfg.Now(), 0
 		return nil
 	})
 }
@@ -118,6 +122,7 @@ func (d *Dispatcher) pumpWorker(ctx, work context.Context, name string, w *worke
 		d.cfg.Log.Warn("request not answered, writing it again",
 			zap.String("builder", name), zap.String("request", w.waiting.key), zap.Duration("after", now.Sub(w.waiting.written)))
 		w.waiting = nil
+		w.unanswered++
 	}
 	if !w.up || w.hello == nil || w.waiting != nil || now.Before(w.notBefore) {
 		return nil
@@ -134,6 +139,11 @@ func (d *Dispatcher) pumpWorker(ctx, work context.Context, name string, w *worke
 		return d.send(work, w, pipe.Header{Kind: pipe.KindTakeOver, Owner: d.cfg.Owner}, nil)
 	}
 	w.why = ""
+	if f := d.nextCancel(name, now); f != nil {
+		return d.send(work, w, pipe.Header{
+			Kind: pipe.KindCancel, Owner: d.cfg.Owner, Job: string(f.job.ID), Attempt: f.job.Attempt,
+		}, nil)
+	}
 	if a := w.nextAck(now); a != nil {
 		return d.send(work, w, pipe.Header{
 			Kind: pipe.KindAcknowledge, Owner: d.cfg.Owner, Job: string(a.id), Attempt: a.attempt,
@@ -150,14 +160,16 @@ func (d *Dispatcher) pumpWorker(ctx, work context.Context, name string, w *worke
 			}
 			busy++
 			if f.job.State == job.Sending {
-				if d.upload(work, name, w, f) {
+				// Cancelled, it is sent without its inputs: the answer tells
+				// whether the VM has it from before.
+				if f.job.Cancel == nil && d.upload(work, name, w, f) {
 					continue // other jobs need not wait for its inputs
 				}
 				// Claimed, and no answer on record: write it (again) before anything new.
 				return d.sendJob(ctx, work, w, f)
 			}
 		case job.Queued:
-			if next == nil && w.buildsFor(f.job.System()) {
+			if w.buildsFor(f.job.System()) && (next == nil || f.job.Before(next.job)) {
 				next = f
 			}
 		default: // the VM has nothing to do with it any more
@@ -198,7 +210,8 @@ func (d *Dispatcher) claim(ctx context.Context, name string, w *worker, f *fligh
 		return err
 	}
 	f.job.Builder = previous
-	return d.update(ctx, f, job.Claimed, "", func(j *job.Job) {
+	f.sent = f.sent && attempt == f.job.Attempt
+	return d.update(ctx, f, job.Claimed, "on "+name, func(j *job.Job) {
 		j.Builder, j.Attempt, j.Why = name, attempt, ""
 		j.Artifacts, j.Result, j.Started = nil, nil, time.Time{}
 		j.Image, j.Runner = w.hello.Image, w.hello.Runner
@@ -209,6 +222,9 @@ func (d *Dispatcher) claim(ctx context.Context, name string, w *worker, f *fligh
 // sendJob writes the request of a claimed job.
 func (d *Dispatcher) sendJob(ctx, work context.Context, w *worker, f *flight) error {
 	body, err := d.cfg.Body(f.job)
+	if err != nil && f.job.Cancel != nil {
+		return d.cancelled(ctx, f, f.job.Cancel)
+	}
 	if err != nil {
 		return d.fail(ctx, w, f, fmt.Sprintf("make the request: %v", err))
 	}
@@ -219,6 +235,7 @@ func (d *Dispatcher) sendJob(ctx, work context.Context, w *worker, f *flight) er
 	if f.job.Inputs != nil {
 		h.Inputs = f.job.Inputs.SHA256
 	}
+	f.sent = true
 	return d.send(work, w, h, body)
 }
 
@@ -256,8 +273,12 @@ func (d *Dispatcher) explain(ctx context.Context) error {
 		switch w := d.workers[name]; {
 		case w.why != "":
 			why = w.why
-		case w.hello == nil:
+		case w.hello == nil && d.cfg.Now().Sub(w.upSince) < d.cfg.AnswerTimeout:
 			return nil // its hello is the next event
+		case w.hello == nil:
+			why = "the runner of " + name + " to say hello"
+		case w.unanswered > 0:
+			why = name + " to answer: it left a request unanswered"
 		default:
 			why = "a free slot on " + name
 		}
@@ -265,6 +286,12 @@ func (d *Dispatcher) explain(ctx context.Context) error {
 	written := 0
 	for _, f := range d.order {
 		why := why
+		if f.job.State == job.Sending || f.job.State == job.Collecting {
+			if err := d.explainLink(ctx, f); err != nil {
+				return err
+			}
+			continue
+		}
 		if lack := d.unbuildable(f.job.System()); lack != "" {
 			why = lack
 		}
@@ -286,9 +313,26 @@ func (d *Dispatcher) explain(ctx context.Context) error {
 	return nil
 }
 
+// explainLink puts on record that a job which needs its VM can't have it.
+func (d *Dispatcher) explainLink(ctx context.Context, f *flight) error {
+	const noLink = "no link to "
+	w := d.workers[f.job.Builder]
+	switch {
+	case f.job.Attempt == 0 || f.job.State == job.Collecting && !needsVM(f.job):
+		return nil
+	case w == nil:
+		return d.waits(ctx, f, f.job.Builder+", which the Compose project no longer has")
+	case !w.up:
+		return d.waits(ctx, f, w.why)
+	case strings.HasPrefix(f.job.Why, noLink):
+		return d.waits(ctx, f, "")
+	}
+	return nil
+}
+
 func (d *Dispatcher) answering() bool {
 	for _, w := range d.workers {
-		if w.up && w.waiting != nil {
+		if w.up && w.waiting != nil && w.unanswered == 0 {
 			return true
 		}
 	}
