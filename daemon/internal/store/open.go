@@ -57,6 +57,16 @@ var migrations = []string{
 		digest BLOB
 	) STRICT;
 	`,
+	// From here on records have wishes to cancel and priorities, which the code
+	// before would drop without a word: so it must refuse them.
+	//
+	// The name is there to find a job by; what counts is the one in the record.
+	`
+	ALTER TABLE jobs ADD COLUMN name TEXT NOT NULL DEFAULT '';
+	UPDATE jobs SET name = coalesce(CASE WHEN json_valid(CAST(record AS TEXT))
+		THEN json_extract(CAST(record AS TEXT), '$.name') END, '');
+	CREATE INDEX jobs_named ON jobs (name, id);
+	`,
 }
 
 // Open opens the store in the file at path and makes it if it is absent. A

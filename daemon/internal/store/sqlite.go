@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"time"
 
 	"osbuilder/daemon/internal/job"
@@ -54,8 +55,8 @@ func (s *SQLite) Create(ctx context.Context, j job.Job) (job.Job, error) {
 			}
 		}
 		added, err := changed(tx.ExecContext(ctx,
-			`INSERT INTO jobs (id, revision, settled, record, digest) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
-			string(j.ID), j.Revision, j.Settled(), record, seal(kindJob, string(j.ID), j.Revision, record)))
+			`INSERT INTO jobs (id, name, revision, settled, record, digest) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
+			string(j.ID), j.Name, j.Revision, j.Settled(), record, seal(kindJob, string(j.ID), j.Revision, record)))
 		if err == nil && !added {
 			err = ErrExists
 		}
@@ -92,8 +93,8 @@ func (s *SQLite) Update(ctx context.Context, j job.Job) (job.Job, error) {
 	j.Revision++
 	err = s.write(ctx, func(tx *sql.Tx) error {
 		replaced, err := changed(tx.ExecContext(ctx,
-			`UPDATE jobs SET revision = ?, settled = ?, record = ?, digest = ? WHERE id = ? AND revision = ?`,
-			j.Revision, j.Settled(), record, seal(kindJob, string(j.ID), j.Revision, record), string(j.ID), old))
+			`UPDATE jobs SET name = ?, revision = ?, settled = ?, record = ?, digest = ? WHERE id = ? AND revision = ?`,
+			j.Name, j.Revision, j.Settled(), record, seal(kindJob, string(j.ID), j.Revision, record), string(j.ID), old))
 		if err != nil || replaced {
 			return err
 		}
@@ -133,6 +134,17 @@ func (s *SQLite) List(ctx context.Context, after job.ID, limit int) ([]job.Job, 
 		return nil, nil, fmt.Errorf("list jobs: %w", err)
 	}
 	return jobs, damaged, nil
+}
+
+// Named returns at most limit jobs of that name, the youngest first; damaged
+// ones count.
+func (s *SQLite) Named(ctx context.Context, name string, limit int) ([]job.Job, []Damaged, error) {
+	jobs, damaged, err := s.query(ctx,
+		`SELECT id, revision, record, digest FROM jobs WHERE name = ? ORDER BY id DESC LIMIT ?`, name, limit)
+	if err != nil {
+		return nil, nil, fmt.Errorf("find jobs named %q: %w", name, err)
+	}
+	return slices.DeleteFunc(jobs, func(j job.Job) bool { return j.Name != name }), damaged, nil
 }
 
 // FindDrop returns the job that was made from a drop, even if the job's

@@ -189,7 +189,7 @@ func TestMigration(t *testing.T) {
 	if err := changed.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if fileExists(backupName(path, 1) + ".tmp") {
+	if fileExists(backupName(path, len(migrations)) + ".tmp") {
 		t.Error("half a copy is left")
 	}
 
@@ -197,12 +197,12 @@ func TestMigration(t *testing.T) {
 	if err == nil {
 		t.Fatal("an older program opened it")
 	}
-	if hints := hint.Of(err); len(hints) != 1 || !strings.Contains(hints[0], backupName(path, 1)) {
+	if hints := hint.Of(err); len(hints) != 1 || !strings.Contains(hints[0], backupName(path, len(migrations))) {
 		t.Errorf("%v: the copy is not named: %q", err, hints)
 	}
 
 	// The copy is what the older program left.
-	copied := openAt(t, backupName(path, 1), migrations)
+	copied := openAt(t, backupName(path, len(migrations)), migrations)
 	if _, err := copied.Get(t.Context(), "a"); err != nil {
 		t.Error(err)
 	}

@@ -24,6 +24,7 @@ type Store interface {
 	Update(ctx context.Context, j job.Job) (job.Job, error)
 	Unsettled(ctx context.Context) ([]job.Job, []store.Damaged, error)
 	List(ctx context.Context, after job.ID, limit int) ([]job.Job, []store.Damaged, error)
+	Named(ctx context.Context, name string, limit int) ([]job.Job, []store.Damaged, error)
 	FindDrop(ctx context.Context, key string) (job.ID, error)
 	Owner(ctx context.Context) (string, error)
 	Checkpoint(ctx context.Context, builder string) (job.Checkpoint, error)
@@ -47,6 +48,7 @@ func Run(t *testing.T, open func(t *testing.T, dir string) Store) {
 		{"of many updates of one revision one wins", testRace},
 		{"unsettled jobs are those with something left to do", testUnsettled},
 		{"pages cover everything once", testList},
+		{"jobs are found by name, the youngest first", testNamed},
 		{"the owner's id lasts", testOwner},
 		{"checkpoints last, each builder's its own", testCheckpoint},
 		{"a context that is over ends a call", testCancelled},
@@ -108,6 +110,15 @@ func testRoundTrip(t *testing.T, s Store, reopen func() Store) {
 	code := 0
 	want.Why = "disk of the VM is full: 3 % left"
 	want.Builder = "vm"
+	want.Priority = -7
+	want.Cancel = &job.CancelWish{Time: epoch.Add(time.Second), Reason: "not wanted"}
+	want.RetryOf = Job(0, job.Queued).ID
+	want.Inputs = &job.Inputs{SHA256: "00", Size: 1 << 40}
+	want.NixOS = &job.NixOS{Format: "iso", System: "x86_64-linux", Nixpkgs: "nixos-26.05"}
+	want.Runner = "0.1.0"
+	for _, e := range job.Events { // the whole story
+		want.History = append(want.History, job.Step{Time: epoch, Event: e, State: job.Running, Attempt: 2, Reason: "because: \x00 ü\n"})
+	}
 	want.Attempt = 2
 	want.Started = epoch.Add(time.Minute)
 	want.Artifacts = []pipe.Artifact{{Name: "a/b ü\n.iso", Path: "/data/x", Size: 1 << 40, SHA256: "00", Download: "scp …"}}
@@ -325,6 +336,40 @@ func testList(t *testing.T, s Store, _ func() Store) {
 	}
 }
 
+func testNamed(t *testing.T, s Store, reopen func() Store) {
+	var want []job.ID
+	for n, name := range []string{"a", "b", "a", "A", "a%", "a", ""} {
+		j := Job(n, job.States[n%len(job.States)])
+		j.Name = name
+		mustCreate(t, s, j)
+		if name == "a" {
+			want = append([]job.ID{j.ID}, want...)
+		}
+	}
+	renamed, err := s.Get(t.Context(), Job(1, job.Queued).ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	renamed.Name = "a"
+	if _, err := s.Update(t.Context(), renamed); err != nil {
+		t.Fatal(err)
+	}
+	want = []job.ID{want[0], want[1], renamed.ID, want[2]}
+	s = reopen()
+	for limit := range 5 {
+		jobs, damaged, err := s.Named(t.Context(), "a", limit)
+		if err != nil || len(damaged) > 0 {
+			t.Fatal(damaged, err)
+		}
+		if diff := cmp.Diff(want[:limit], ids(jobs), cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("at most %d: %s", limit, diff)
+		}
+	}
+	if jobs, _, err := s.Named(t.Context(), "none", 9); len(jobs) > 0 || err != nil {
+		t.Errorf("none: %v, %v", jobs, err)
+	}
+}
+
 func testOwner(t *testing.T, s Store, reopen func() Store) {
 	first, err := s.Owner(t.Context())
 	if err != nil {
@@ -389,6 +434,19 @@ func testCancelled(t *testing.T, s Store, _ func() Store) {
 	wantError(t, err, context.Canceled)
 	_, err = s.Get(over, j.ID)
 	wantError(t, err, context.Canceled)
+	_, _, err = s.Unsettled(over)
+	wantError(t, err, context.Canceled)
+	_, _, err = s.List(over, "", 1)
+	wantError(t, err, context.Canceled)
+	_, _, err = s.Named(over, j.Name, 1)
+	wantError(t, err, context.Canceled)
+	_, err = s.FindDrop(over, j.DropKey)
+	wantError(t, err, context.Canceled)
+	_, err = s.Owner(over)
+	wantError(t, err, context.Canceled)
+	_, err = s.Checkpoint(over, "vm")
+	wantError(t, err, context.Canceled)
+	wantError(t, s.SaveCheckpoint(over, "vm", job.Checkpoint{}), context.Canceled)
 	// And the store is as good as before.
 	if _, err := s.Update(t.Context(), j); err != nil {
 		t.Error(err)
