@@ -74,6 +74,10 @@ func (c *collector) collect(ctx context.Context) ([]pipe.Artifact, error) {
 			return nil, err
 		}
 	}
+	// Here, since a runner may have been killed right after the rename.
+	if err := syncDir(c.cfg.artifactsDir()); err != nil {
+		return nil, fmt.Errorf("collect: %w", err)
+	}
 	var found []entry
 	if err := c.walk(c.path.artifacts, func(_ int, e entry, _ *unix.Stat_t) error {
 		found = append(found, e)
@@ -124,7 +128,7 @@ func (c *collector) receive(ctx context.Context) error {
 	if err := effect.RemoveAll(part); err != nil {
 		return fmt.Errorf("collect: %w", err)
 	}
-	return syncDir(c.cfg.artifactsDir())
+	return nil
 }
 
 // discard removes what was refused.

@@ -97,6 +97,20 @@ func syncDir(path string) error {
 	return nil
 }
 
+// syncFileSystem makes all last that was written to the file system of a folder.
+func syncFileSystem(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("sync file system: %w", err)
+	}
+	defer f.Close()
+	effect.Before("sync", dir)
+	if err := unix.Syncfs(int(f.Fd())); err != nil {
+		return fmt.Errorf("sync file system: %w", err)
+	}
+	return nil
+}
+
 // removeParts removes what a crash left unfinished in a folder.
 func removeParts(dir string) error {
 	entries, err := os.ReadDir(dir)

@@ -101,6 +101,9 @@ func (s *spool) load(logf func(string, ...any)) ([]*job, error) {
 		}
 		jobs = append(jobs, j)
 	}
+	if err := s.adopt(jobs); err != nil {
+		return nil, fmt.Errorf("load spool: %w", err)
+	}
 	slices.SortFunc(jobs, func(a, b *job) int {
 		if a.Order < b.Order {
 			return -1
@@ -108,6 +111,22 @@ func (s *spool) load(logf func(string, ...any)) ([]*job, error) {
 		return 1
 	})
 	return jobs, nil
+}
+
+// adopt makes last what was found: the runner that put it there may have been
+// killed between its rename and its sync, and this one goes by it.
+func (s *spool) adopt(jobs []*job) error {
+	for _, j := range jobs {
+		if err := syncDir(s.cfg.paths(j.ref()).spool); err != nil {
+			return err
+		}
+	}
+	for _, name := range []string{"jobs", "gone", ""} {
+		if err := syncDir(s.path(name)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *spool) loadJob(name string) (*job, error) {

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs one job for ProcessUnits: what systemd does in the VM.
+# Runs one job for ProcessUnits: what systemd does in the VM, but that of what the job wrote only its output is synced.
 # Arguments: lock file, script, log, result, timeout in seconds (0: none), folder.
 lock=$1 script=$2 log=$3 result=$4 timeout=$5 work=$6
 exec 9>>"$lock" || exit 1
@@ -52,4 +52,4 @@ fi
 [[ -e $result.timeout ]] && service=timeout
 printf '{"service_result":"%s","exit_code":"%s","exit_status":"%s","memory_peak":0,"uptime_ns":%s}\n' \
   "$service" "$how" "$status" "$(uptime_ns)" >"$result.part" &&
-  sync "$result.part" && mv "$result.part" "$result"
+  sync "$log" "$result.part" && mv "$result.part" "$result"

@@ -121,7 +121,7 @@ func (r Result) finished(ran marker, timeout time.Duration) pipe.Finished {
 
 // WriteResult is the stop hook: it records at path what systemd says in the
 // environment, which getenv reads, the unit's peak of memory, and whether the
-// VM is on its way down.
+// VM is on its way down. What the job wrote is synced first.
 func WriteResult(path string, getenv func(string) string, stopping func() bool) error {
 	r := Result{
 		ServiceResult: getenv("SERVICE_RESULT"),
@@ -143,6 +143,11 @@ func WriteResult(path string, getenv func(string) string, stopping func() bool) 
 	}
 	data, err := json.Marshal(r)
 	if err != nil {
+		return fmt.Errorf("write result: %w", err)
+	}
+	// Who finds the result after a reset goes by it: so the output, $OUT and
+	// what it leads to in the Nix store must not be younger on disk.
+	if err := syncFileSystem(filepath.Dir(path)); err != nil {
 		return fmt.Errorf("write result: %w", err)
 	}
 	return disk{}.write(path, append(data, '\n'))
