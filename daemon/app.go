@@ -41,7 +41,9 @@ const (
 // run is the daemon: it reads what it was given, wires the parts and runs them
 // until ctx is done or one of them can't go on.
 func run(ctx context.Context, cfg config.Config, stdout io.Writer) (err error) {
-	log, output, err := logging.New(cfg.LogFormat, cfg.LogLevel, stdout)
+	log, output, err := logging.New(logging.Options{
+		Format: cfg.LogFormat, Level: cfg.LogLevel, Color: cfg.Color(logging.IsTerminal(stdout)),
+	}, stdout)
 	if err != nil {
 		return err
 	}

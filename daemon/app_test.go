@@ -86,11 +86,14 @@ func newSidecar(t *testing.T) *sidecar {
 
 // start starts it; the returned function stops it and waits.
 func (s *sidecar) start() (stop func()) {
-	ctx, cancel := context.WithCancel(s.t.Context())
-	done := make(chan error, 1)
 	core, logs := observer.New(zap.InfoLevel)
 	s.logs = logs
-	log := zaptest.NewLogger(s.t, zaptest.WrapOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core { return zapcore.NewTee(c, core) })))
+	return s.startWith(zaptest.NewLogger(s.t, zaptest.WrapOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core { return zapcore.NewTee(c, core) }))))
+}
+
+func (s *sidecar) startWith(log *zap.Logger) (stop func()) {
+	ctx, cancel := context.WithCancel(s.t.Context())
+	done := make(chan error, 1)
 	go func() {
 		link := vm.Config{
 			Name: "vm", Addr: s.vm.Addr(), User: "builder", Signer: s.vm.Signer(), HostKeys: s.vm.HostKeys(), Dir: s.vm.Dir(),

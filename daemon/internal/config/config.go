@@ -28,6 +28,8 @@ type Config struct {
 
 	LogLevel   string        `env:"LOG_LEVEL" envDefault:"info"`
 	LogFormat  string        `env:"LOG_FORMAT" envDefault:"console"`
+	LogColor   string        `env:"LOG_COLOR" envDefault:"auto"`
+	NoColor    string        `env:"NO_COLOR"` // see no-color.org; LOG_COLOR=always is asked for here and wins
 	Settle     time.Duration `env:"SETTLE" envDefault:"2s"`
 	Rescan     time.Duration `env:"RESCAN" envDefault:"10s"`
 	JobTimeout time.Duration `env:"JOB_TIMEOUT" envDefault:"6h"` // 0: no limit
@@ -204,6 +206,8 @@ func (c *Config) problems() []error {
 		"LOG_LEVEL=%s: want debug, info, warn or error", c.LogLevel)
 	say(slices.Contains([]string{"console", "json"}, c.LogFormat),
 		"LOG_FORMAT=%s: want console or json", c.LogFormat)
+	say(slices.Contains([]string{"auto", "always", "never"}, c.LogColor),
+		"LOG_COLOR=%s: want auto, always or never", c.LogColor)
 	say(c.Settle > 0 && c.Settle <= time.Hour,
 		"SETTLE=%v: want more than 0 and at most 1h, or a file is taken half written or never", c.Settle)
 	say(c.Rescan >= 100*time.Millisecond && c.Rescan <= 24*time.Hour,
@@ -215,6 +219,11 @@ func (c *Config) problems() []error {
 	say(isNixpkgs(c.Nixpkgs), "NIXPKGS=%s: want a channel such as nixos-26.05, a revision of 40 hexadecimal digits, "+
 		"an absolute path in the VM, or the address of a tarball", c.Nixpkgs)
 	return problems
+}
+
+// Color reports whether the log is coloured.
+func (c *Config) Color(terminal bool) bool {
+	return c.LogColor == "always" || c.LogColor == "auto" && terminal && c.NoColor == ""
 }
 
 var (

@@ -23,7 +23,7 @@ func TestDefaults(t *testing.T) {
 		}
 		want := Config{
 			Compose: Compose{Separator: ":", Project: "osbuilder"}, Owner: Owner{1000, 1000},
-			LogLevel: "info", LogFormat: "console",
+			LogLevel: "info", LogFormat: "console", LogColor: "auto",
 			Settle: 2 * time.Second, Rescan: 10 * time.Second, JobTimeout: 6 * time.Hour,
 			Format: "iso", System: "x86_64-linux", Nixpkgs: "nixos-26.05",
 			Paths: DefaultPaths(),
@@ -37,7 +37,7 @@ func TestDefaults(t *testing.T) {
 func TestAllSet(t *testing.T) {
 	got, err := load[Config]([]string{
 		"COMPOSE_FILE=a.yaml:b.yaml", "COMPOSE_PROFILES=x", "COMPOSE_PROJECT_NAME=mine", "PUID=0", "PGID=2147483647",
-		"LOG_LEVEL=debug", "LOG_FORMAT=json", "SETTLE=500ms", "RESCAN=1m", "JOB_TIMEOUT=0", "TAKE_OVER=y",
+		"LOG_LEVEL=debug", "LOG_FORMAT=json", "LOG_COLOR=always", "NO_COLOR=1", "SETTLE=500ms", "RESCAN=1m", "JOB_TIMEOUT=0", "TAKE_OVER=y",
 		"FORMAT=install-iso", "SYSTEM=aarch64-linux", "NIXPKGS=/nix/nixpkgs",
 	})
 	if err != nil {
@@ -45,7 +45,7 @@ func TestAllSet(t *testing.T) {
 	}
 	want := Config{
 		Compose: Compose{"a.yaml:b.yaml", ":", "x", "mine"}, Owner: Owner{0, 2147483647},
-		LogLevel: "debug", LogFormat: "json",
+		LogLevel: "debug", LogFormat: "json", LogColor: "always", NoColor: "1",
 		Settle: 500 * time.Millisecond, Rescan: time.Minute, TakeOver: true,
 		Format: "install-iso", System: "aarch64-linux", Nixpkgs: "/nix/nixpkgs",
 		Paths: DefaultPaths(),
@@ -58,7 +58,7 @@ func TestAllSet(t *testing.T) {
 // Whoever mends one mistake after the other gives up at the third.
 func TestEveryProblemAtOnce(t *testing.T) {
 	_, err := load[Config]([]string{
-		"LOG_LEVEL=loud", "LOG_FORMAT=xml", "SETTLE=2", "RESCAN=1ms", "JOB_TIMEOUT=-5m", "TAKE_OVER=perhaps", "PUID=me", "PGID=-1",
+		"LOG_LEVEL=loud", "LOG_FORMAT=xml", "LOG_COLOR=yes", "SETTLE=2", "RESCAN=1ms", "JOB_TIMEOUT=-5m", "TAKE_OVER=perhaps", "PUID=me", "PGID=-1",
 		"FORMAT=ISO", "SYSTEM=x86_64", "NIXPKGS=26.05",
 	})
 	if !errors.Is(err, ErrSettings) {
@@ -69,6 +69,7 @@ func TestEveryProblemAtOnce(t *testing.T) {
 	want := []string{
 		"FORMAT=ISO: want iso or install-iso",
 		"JOB_TIMEOUT=-5m0s: want at least 1s, or 0 for no limit",
+		"LOG_COLOR=yes: want auto, always or never",
 		"LOG_FORMAT=xml: want console or json",
 		"LOG_LEVEL=loud: want debug, info, warn or error",
 		"NIXPKGS=26.05: want a channel such as nixos-26.05, a revision of 40 hexadecimal digits, an absolute path in the VM, or the address of a tarball",
@@ -84,6 +85,26 @@ func TestEveryProblemAtOnce(t *testing.T) {
 	}
 	if hints := hint.Of(err); len(hints) != 1 {
 		t.Errorf("hints %q", hints)
+	}
+}
+
+func TestColor(t *testing.T) {
+	for _, tt := range []struct {
+		set, no  string
+		terminal bool
+		want     bool
+	}{
+		{"auto", "", true, true},
+		{"auto", "", false, false},
+		{"auto", "1", true, false},
+		{"always", "", false, true},
+		{"always", "1", false, true},
+		{"never", "", true, false},
+	} {
+		c := Config{LogColor: tt.set, NoColor: tt.no}
+		if got := c.Color(tt.terminal); got != tt.want {
+			t.Errorf("LOG_COLOR=%s NO_COLOR=%s, a terminal %v: %v", tt.set, tt.no, tt.terminal, got)
+		}
 	}
 }
 

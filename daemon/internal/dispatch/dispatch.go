@@ -64,6 +64,7 @@ type flight struct {
 	sent       bool      // its request may have been written, by this process or one before
 	failures   int       // uploads or publishes that failed in a row
 	notBefore  time.Time // of the next try to send or to publish
+	pulse      pulse     // while it runs
 
 	recalled    bool      // its VM was told that it is cancelled, and said yes
 	recallAfter time.Time // of the next try to tell it
@@ -179,6 +180,7 @@ func (d *Dispatcher) Run(ctx context.Context, taken <-chan job.ID) (err error) {
 			if err := d.saveDirty(own); err != nil {
 				return err
 			}
+			d.beat()
 		}
 	}
 }

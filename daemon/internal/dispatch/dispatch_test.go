@@ -120,7 +120,7 @@ func (c *counter) Write(p []byte) (int, error) {
 }
 
 func (m *machine) say(e pipe.Event) {
-	e.Seq = uint64(len(m.events) + 1)
+	e.Seq, e.Time = uint64(len(m.events)+1), time.Now().UTC()
 	m.events = append(m.events, e)
 	close(m.changed)
 	m.changed = make(chan struct{})

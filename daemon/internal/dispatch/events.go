@@ -71,8 +71,10 @@ func (d *Dispatcher) jobEvent(ctx context.Context, builder string, w *worker, e 
 		if err := f.log.Append(e.Attempt, *e.Log); err != nil {
 			return fmt.Errorf("append to log of job %s: %w", f.job.ID, err)
 		}
+		f.pulse.heard(d.cfg.Now(), e.Log.Data)
 		return nil
 	case pipe.TypeProgress:
+		f.pulse.heard(d.cfg.Now(), nil)
 		d.cfg.Log.Info("progress", zap.String("job", f.job.Name), zap.String("phase", e.Progress.Phase),
 			zap.Int64("done", e.Progress.Done), zap.Int64("expected", e.Progress.Expected), zap.String("unit", e.Progress.Unit))
 		return nil
@@ -173,7 +175,7 @@ func (d *Dispatcher) refused(ctx context.Context, builder string, w *worker, r p
 	f, ours := d.flights[id]
 	ours = ours && f.job.Builder == builder && f.job.Attempt == attempt
 	log := d.cfg.Log.With(zap.String("builder", builder), zap.String("request", r.Request),
-		zap.String("reason", string(r.Reason)), zap.String("message", r.Message))
+		zap.String("reason", string(r.Reason)), zap.String("said", r.Message))
 
 	switch {
 	case r.Reason == pipe.ReasonOwner:
@@ -227,6 +229,8 @@ func (d *Dispatcher) started(ctx context.Context, f *flight, e pipe.Event) error
 	}
 	d.cfg.Log.Info("job started", zap.String("job", f.job.Name), zap.String("id", string(f.job.ID)),
 		zap.String("builder", f.job.Builder), zap.Int("slot", e.Started.Slot))
+	f.pulse = pulse{}
+	f.pulse.heard(d.cfg.Now(), nil)
 	j := f.job
 	j.Started = e.Time
 	if now := d.cfg.Now(); j.Started.After(now) {

@@ -89,22 +89,34 @@ func (d *Dispatcher) published(ctx context.Context, f *flight, folder string) er
 	return nil
 }
 
-// sayOutcome is the last that the log says of a job: of a failure the cause
-// first, and what to do.
+// sayOutcome is the last that the log says of a job: how long it ran, which
+// image came out of it and how large, or of a failure the cause and what to do.
 func (d *Dispatcher) sayOutcome(j job.Job) {
 	fields := []zap.Field{zap.String("job", j.Name)}
+	if ran := j.Result.Duration; ran > 0 {
+		fields = append(fields, zap.Duration("duration", time.Duration(ran)*time.Millisecond))
+	}
 	if j.State == job.Done {
-		var bytes int64
-		for _, a := range j.Artifacts {
-			bytes += a.Size
+		if image, ok := largest(j.Artifacts); ok {
+			fields = append(fields, zap.String("image", image.Name), zap.Int64("bytes", image.Size))
 		}
-		fields = append(fields, zap.Int("artifacts", len(j.Artifacts)), zap.Int64("bytes", bytes))
+		fields = append(fields, zap.Int("artifacts", len(j.Artifacts)))
 	} else {
 		failure, _ := job.ReportedFailure(j.Result.Report)
 		fields = append(fields, said("reason", j.Result.Reason), exitCode(*j.Result), said("advice", failure.Advice))
 	}
 	d.cfg.Log.Info("job is "+string(j.State), append(fields, zap.String("output", j.Output), zap.String("id", string(j.ID)),
 		zap.Duration("after", j.Updated.Sub(j.Created).Round(time.Millisecond)))...)
+}
+
+// largest returns the artifact that is the image, as far as size can tell.
+func largest(artifacts []pipe.Artifact) (a pipe.Artifact, ok bool) {
+	for i, b := range artifacts {
+		if i == 0 || b.Size > a.Size {
+			a = b
+		}
+	}
+	return a, len(artifacts) > 0
 }
 
 // unpublished plans the next try, or gives up where none can help.

@@ -5,9 +5,12 @@ package logging
 import (
 	"fmt"
 	"io"
+	"os"
+	"sync/atomic"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"golang.org/x/term"
 )
 
 // The forms of the log.
@@ -16,22 +19,29 @@ const (
 	JSON    = "json"
 )
 
+// Options say what the log looks like.
+type Options struct {
+	Format string // Console or JSON
+	Level  string // debug, info, warn or error
+	Color  bool   // of names and levels; on the console only
+}
+
 // New returns a logger and the output that it writes to. Nothing reaches w
 // until the output's Run is called.
-func New(format, level string, w io.Writer) (*zap.Logger, *Output, error) {
-	least, err := zapcore.ParseLevel(level)
+func New(o Options, w io.Writer) (*zap.Logger, *Output, error) {
+	least, err := zapcore.ParseLevel(o.Level)
 	if err != nil {
-		return nil, nil, fmt.Errorf("log level %q: want debug, info, warn or error", level)
+		return nil, nil, fmt.Errorf("log level %q: want debug, info, warn or error", o.Level)
 	}
 	out := newOutput(w)
 	var core zapcore.Core
-	switch format {
+	switch o.Format {
 	case Console:
-		core = &consoleCore{LevelEnabler: least, out: out}
+		core = &consoleCore{LevelEnabler: least, out: out, color: o.Color, names: new(atomic.Int32)}
 	case JSON:
 		core = zapcore.NewCore(jsonEncoder(), jsonOutput{out}, least)
 	default:
-		return nil, nil, fmt.Errorf("log format %q: want %s or %s", format, Console, JSON)
+		return nil, nil, fmt.Errorf("log format %q: want %s or %s", o.Format, Console, JSON)
 	}
 	out.notice = func(dropped int) []byte {
 		line, err := render(core, dropped)
@@ -41,6 +51,12 @@ func New(format, level string, w io.Writer) (*zap.Logger, *Output, error) {
 		return line
 	}
 	return zap.New(core, zap.ErrorOutput(out)), out, nil
+}
+
+// IsTerminal reports whether w is a terminal.
+func IsTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 // jsonEncoder names the keys; others may rely on them.

@@ -6,6 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"math"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -22,8 +25,13 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // logged returns what f logs.
 func logged(t *testing.T, format, level string, f func(*zap.Logger)) string {
 	t.Helper()
+	return loggedWith(t, Options{Format: format, Level: level}, f)
+}
+
+func loggedWith(t *testing.T, o Options, f func(*zap.Logger)) string {
+	t.Helper()
 	var b bytes.Buffer
-	log, out, err := New(format, level, &b)
+	log, out, err := New(o, &b)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,16 +53,116 @@ func TestConsole(t *testing.T) {
 		inbox.Warn("drop refused", zap.Error(fmt.Errorf("read drop: %w", errors.New("no\x1b[2Jsuch file\nINFO fake"))))
 		Line(log, "hello-iso", "\x1b[1;32mok\x1b[0m a\tb\r")
 		Line(log, "hello-iso", "")
+		Line(log, "a", "shorter")
+		Line(log, "a-name-longer-than-the-column", "x")
+		Line(log, "a", "as before")
+		log.Info("job is done", zap.Duration("duration", 3*time.Minute+2*time.Second+4*time.Millisecond), zap.Duration("after", 2*time.Second+1500*time.Microsecond),
+			zap.Int64("bytes", 13_568_000), zap.Int64("free_bytes", 5), zap.Int("megabytes", 7))
+		log.Warn("a message that is longer than its column", zap.Int("n", 1))
 		log.Error("empty", zap.String("quote", `a"b`), zap.String("none", ""))
 	})
-	want := `2026-01-02T03:04:05Z INFO  inbox     job taken  job=20260102-030405-abcdef name="hello iso" size=5 after=2s
-2026-01-02T03:04:05Z WARN  inbox     drop refused  job=20260102-030405-abcdef error="read drop: nosuch file\nINFO fake"
+	want := `2026-01-02T03:04:05Z INFO  inbox     job taken                 job=20260102-030405-abcdef name="hello iso" size=5 after=2s
+2026-01-02T03:04:05Z WARN  inbox     drop refused              job=20260102-030405-abcdef error="read drop: nosuch file\nINFO fake"
 hello-iso | ok a	b
 hello-iso |
-2026-01-02T03:04:05Z ERROR           empty  quote="a\"b" none=""
+a         | shorter
+a-name-longer-than-the-column | x
+a                    | as before
+2026-01-02T03:04:05Z INFO            job is done               duration=3m2s after=2.002s size=12.9MiB free=5B megabytes=7
+2026-01-02T03:04:05Z WARN            a message that is longer than its column  n=1
+2026-01-02T03:04:05Z ERROR           empty                     quote="a\"b" none=""
 `
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// Colours are ours alone: what a build writes never becomes one.
+func TestColors(t *testing.T) {
+	log := func(log *zap.Logger) {
+		log = log.WithOptions(zap.WithClock(clock{}))
+		Line(log, "a\x1b[31mb", "\x1b[32mgreen\x1b[0m \x1b")
+		Line(log, "other", "x")
+		log.Info("fine", zap.String("job", "other"))
+		log.Warn("odd")
+		log.Error("bad\x1b[2J")
+	}
+	want := "\x1b[%smab\x1b[0m | green \\x1b\n" +
+		"\x1b[%[2]smother\x1b[0m | x\n" +
+		"2026-01-02T03:04:05Z INFO            fine                      job=\x1b[%[2]smother\x1b[0m\n" +
+		"2026-01-02T03:04:05Z \x1b[33mWARN \x1b[0m           odd\n" +
+		"2026-01-02T03:04:05Z \x1b[31mERROR\x1b[0m           bad\n"
+	want = fmt.Sprintf(want, nameColor("ab"), nameColor("other"))
+	got := loggedWith(t, Options{Format: Console, Level: "info", Color: true}, log)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	for _, o := range []Options{{Format: JSON, Level: "info", Color: true}, {Format: Console, Level: "info"}} {
+		if got := loggedWith(t, o, log); strings.Contains(got, "\x1b") {
+			t.Errorf("%s: escape sequences in %q", o.Format, got)
+		}
+	}
+}
+
+func TestSize(t *testing.T) {
+	for n, want := range map[int64]string{
+		0: "0B", 1023: "1023B", 1024: "1.0KiB", 13_568_000: "12.9MiB", 1<<30 - 1: "1.0GiB", 1 << 40: "1.0TiB", math.MaxInt64: "8.0EiB", -5: "-5B",
+	} {
+		if got := size(n); got != want {
+			t.Errorf("size(%d) = %s, want %s", n, got, want)
+		}
+	}
+}
+
+// Docker's reader of standard output is a pipe. One that nobody reads costs
+// the builds no time, and what was dropped is counted.
+func TestPipeThatNobodyReads(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	log, out, err := New(Options{Format: JSON, Level: "info"}, w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- out.Run(ctx) }()
+	const lines = 20_000 // of 500 bytes: more than the queue and a pipe hold
+	text := strings.Repeat("x", 500)
+	for range lines {
+		Line(log, "a", text) // blocks for ever if it waits for the reader
+	}
+	read := make(chan []byte, 1)
+	go func() {
+		all, err := io.ReadAll(r)
+		if err != nil {
+			t.Error(err)
+		}
+		read <- all
+	}()
+	cancel()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	written, dropped := 0, 0
+	for line := range bytes.Lines(<-read) {
+		var v struct {
+			Line    string
+			Dropped int
+		}
+		if err := json.Unmarshal(line, &v); err != nil {
+			t.Fatalf("%v: %.100s", err, line)
+		}
+		if dropped += v.Dropped; v.Line == text {
+			written++
+		}
+	}
+	if dropped == 0 || written+dropped != lines {
+		t.Errorf("%d written and %d dropped of %d", written, dropped, lines)
 	}
 }
 
@@ -84,7 +192,7 @@ func (clock) NewTicker(time.Duration) *time.Ticker { panic("not used") }
 
 func TestWrongSettings(t *testing.T) {
 	for _, tt := range [][2]string{{"xml", "info"}, {"console", "loud"}, {"", "info"}} {
-		if _, _, err := New(tt[0], tt[1], &bytes.Buffer{}); err == nil {
+		if _, _, err := New(Options{Format: tt[0], Level: tt[1]}, &bytes.Buffer{}); err == nil {
 			t.Errorf("format %q, level %q: no error", tt[0], tt[1])
 		}
 	}
@@ -155,7 +263,7 @@ func TestStalledReaderDropsWithCount(t *testing.T) {
 	for _, format := range []string{Console, JSON} {
 		t.Run(format, func(t *testing.T) {
 			w := &stalled{entered: make(chan struct{}), release: make(chan struct{})}
-			log, out, err := New(format, "info", w)
+			log, out, err := New(Options{Format: format, Level: "info"}, w)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -197,7 +305,7 @@ func TestStalledReaderDropsWithCount(t *testing.T) {
 func TestRunEndsThoughReaderStalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &stalled{entered: make(chan struct{}), release: make(chan struct{})}
-		log, out, err := New(Console, "info", w)
+		log, out, err := New(Options{Format: Console, Level: "info"}, w)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -223,7 +331,7 @@ type broken struct{}
 func (broken) Write([]byte) (int, error) { return 0, errors.New("broken pipe") }
 
 func TestBrokenOutputEndsRun(t *testing.T) {
-	log, out, err := New(Console, "info", broken{})
+	log, out, err := New(Options{Format: Console, Level: "info"}, broken{})
 	if err != nil {
 		t.Fatal(err)
 	}
