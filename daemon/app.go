@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -26,6 +27,7 @@ import (
 	"osbuilder/daemon/internal/inbox"
 	"osbuilder/daemon/internal/job"
 	"osbuilder/daemon/internal/logging"
+	"osbuilder/daemon/internal/preflight"
 	"osbuilder/daemon/internal/recipe"
 	"osbuilder/daemon/internal/store"
 	"osbuilder/daemon/internal/vm"
@@ -68,14 +70,48 @@ func run(ctx context.Context, cfg config.Config, stdout io.Writer) (err error) {
 		return err
 	}
 	log.Info("sidecar started", zap.String("version", pipe.Release), zap.String("jobs", cfg.Paths.Jobs), zap.Int("builders", len(links)))
+	sayWorld(cfg, found, log.Named("preflight"))
 	err = serve(ctx, cfg, links, log)
 	log.Info("sidecar stopped")
 	return err
 }
 
+// database is the file of the records, in the state folder.
+const database = "osbuilder.db"
+
+// world holds this host against what the VMs are given.
+func world(cfg config.Config, builders []config.Builder) []preflight.Line {
+	asked := preflight.Asked{JobTimeout: cfg.JobTimeout}
+	for _, b := range builders {
+		asked.VMs = append(asked.VMs, preflight.VM{
+			Name: b.Name, Image: b.Image, Cores: b.Environment["CPU_CORES"], Memory: b.Environment["RAM_SIZE"],
+			Disk: b.Environment["DISK_SIZE"], KVM: b.Environment["KVM"],
+		})
+	}
+	return preflight.Check(asked, preflight.Look(cfg.Paths.Output, cfg.Paths.State, database))
+}
+
+func sayWorld(cfg config.Config, builders []config.Builder, log *zap.Logger) {
+	for _, l := range world(cfg, builders) {
+		fields := []zap.Field{zap.String("has", l.Has)}
+		if l.Asked != "" {
+			fields = append(fields, zap.String("asked", l.Asked))
+		}
+		if l.Then == "" {
+			log.Info(l.What, fields...)
+			continue
+		}
+		fields = append(fields, zap.String("then", l.Then))
+		if len(l.Set) > 0 {
+			fields = append(fields, zap.String("set", strings.Join(l.Set, " ")))
+		}
+		log.Warn(l.What, fields...)
+	}
+}
+
 // serve runs the parts, with a link to each builder.
 func serve(ctx context.Context, cfg config.Config, links []vm.Config, log *zap.Logger) (err error) {
-	records, err := store.Open(ctx, filepath.Join(cfg.Paths.State, "osbuilder.db"))
+	records, err := store.Open(ctx, filepath.Join(cfg.Paths.State, database))
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 
 	"osbuilder/daemon/internal/config"
 	"osbuilder/daemon/internal/health"
+	"osbuilder/daemon/internal/preflight"
 	"osbuilder/daemon/internal/setup"
 	"osbuilder/pipe"
 )
@@ -58,6 +59,22 @@ func command(args []string, stdout, stderr io.Writer) *cobra.Command {
 				}
 				cfg.Paths = paths
 				return initialise(cmd.Context(), cfg, stdout)
+			},
+		},
+		&cobra.Command{
+			Use: "preflight", Short: "Say what this machine has, against what the VM is given", Args: noArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				cfg, err := config.Load()
+				if err != nil {
+					return err
+				}
+				cfg.Paths = paths
+				builders, _, err := config.Builders(cmd.Context(), cfg.Paths.Project, cfg.Compose)
+				if err != nil {
+					return err
+				}
+				_, err = fmt.Fprint(stdout, preflight.Text(world(cfg, builders)))
+				return err
 			},
 		},
 		&cobra.Command{

@@ -8,11 +8,13 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
+	"osbuilder/daemon/internal/config"
 	"osbuilder/daemon/internal/logging"
 )
 
@@ -109,6 +111,31 @@ func TestControlCharactersOfABuild(t *testing.T) {
 				t.Errorf("standard output has %q", shown)
 			}
 		})
+	}
+}
+
+// At its start the sidecar says what this host has, against what the committed
+// Compose project gives the VM.
+func TestHostIsSaidAtStart(t *testing.T) {
+	cfg := config.Config{JobTimeout: time.Hour, Paths: config.Paths{Output: t.TempDir(), State: t.TempDir(), Project: ".."}}
+	builders, _, err := config.Builders(t.Context(), cfg.Paths.Project, config.Compose{Files: "compose.yaml", Separator: ":"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	builders[0].Environment["RAM_SIZE"] = "900G"
+	core, logs := observer.New(zap.InfoLevel)
+	sayWorld(cfg, builders, zap.New(core))
+	for _, what := range []string{"memory", "cores", "disk of output/", "disk of Docker's volumes", "disk of the VM", "KVM"} {
+		if logs.FilterMessage(what).Len() != 1 {
+			t.Errorf("%d lines about %s", logs.FilterMessage(what).Len(), what)
+		}
+	}
+	got := logs.FilterMessage("memory").All()[0]
+	if set, _ := got.ContextMap()["set"].(string); got.Level != zap.WarnLevel || got.ContextMap()["asked"] != "RAM_SIZE=900G" || !strings.HasPrefix(set, "RAM_SIZE=") {
+		t.Errorf("of 900 GiB of memory: %v %v", got.Level, got.ContextMap())
+	}
+	if asked := logs.FilterMessage("disk of the VM").All()[0].ContextMap()["asked"]; asked != "DISK_SIZE=128G" {
+		t.Errorf("the disk asked for: %v", asked)
 	}
 }
 

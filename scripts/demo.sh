@@ -234,6 +234,9 @@ if [ -z "$(compose ps --status running -q vm 2>/dev/null)" ]; then
   [ -n "$FILES" ] || need_port VIEWER_PORT 8006
 fi
 step build "Building the sidecar, the VM's boot image and its container (minutes the first time, seconds later)" compose --progress plain build
+say "What the VM gets, of what this machine has:"
+# The daemon's own words, which are in its log, too. Whatever is wrong with it, the next steps say.
+compose run --rm --no-deps -T sidecar preflight 2>>"$LOGS/preflight.log" </dev/null || note "not known; see .osbuilder/log/preflight.log"
 STARTED=$(date -u +%Y-%m-%dT%H:%M:%SZ)
 if [ "$FLAVOUR" = nixos ]; then
   # Apart, so that its steps are seen.

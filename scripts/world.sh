@@ -79,6 +79,16 @@ look_at_engine() {
   fi
 }
 
+gib() { awk -v m="${1:-0}" 'BEGIN { printf "%.0f", m / 1024 }'; }
+
+# output_folder: where images will appear, or this folder if that one is not there yet.
+output_folder() {
+  local folder
+  folder=$(setting OUTPUT_DIR)
+  folder=${folder:-./output}
+  if [ -d "$folder" ]; then printf '%s' "$folder"; else printf '%s' "$ROOT"; fi
+}
+
 print_world() {
   local engine="none" compose="none, or older than $COMPOSE_LEAST" registry="no answer" nix="no answer" kvm="no device: software emulation, slow"
   [ -z "$WORLD_ENGINE" ] || engine="Docker $WORLD_ENGINE"
@@ -93,7 +103,7 @@ print_world() {
   note "Nix cache   $nix"
   note "KVM         $kvm"
   note "memory      $(awk -v m="$WORLD_MEMORY" 'BEGIN { printf "%.1f", m / 1024 }') GiB available, $WORLD_CORES cores"
-  note "disk        $(awk -v m="$WORLD_DISK" 'BEGIN { printf "%.0f", m / 1024 }') GiB free"
+  note "disk        $(gib "$(megabytes_free "$(output_folder)")") GiB free for images, $(gib "$WORLD_DISK") GiB with Docker, where the VM's disk grows"
 }
 
 # need_disk MEGABYTES WHAT FOR

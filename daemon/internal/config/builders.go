@@ -32,6 +32,9 @@ var ErrProject = errors.New("the Compose project cannot be used")
 type Builder struct {
 	Name string // of the service
 	Addr string // of its SSH server, as other services reach it
+
+	Image       string
+	Environment map[string]string // as far as it can be known here
 }
 
 // Builders returns the builders of the Compose project in dir, by name, as
@@ -73,7 +76,12 @@ func findBuilders(ctx context.Context, dir string, c Compose, environ []string) 
 		if !serviceName.MatchString(name) {
 			return nil, notes, fmt.Errorf("%w: the service %q can't be a builder: its name becomes a folder and a host", ErrProject, name)
 		}
-		builders = append(builders, Builder{Name: name, Addr: name + ":22"})
+		image, _ := service["image"].(string)
+		environment := pairs(service["environment"])
+		for key, value := range environment {
+			environment[key] = lookup(value)
+		}
+		builders = append(builders, Builder{Name: name, Addr: name + ":22", Image: lookup(image), Environment: environment})
 	}
 	if len(builders) == 0 {
 		return nil, notes, hint.With(
@@ -229,13 +237,17 @@ func substitute(s string, vars types.Mapping) string {
 	return out
 }
 
-// labels reads both forms that Compose allows.
-func labels(service map[string]any) map[string]string {
+func labels(service map[string]any) map[string]string { return pairs(service["labels"]) }
+
+// pairs reads both forms that Compose allows.
+func pairs(value any) map[string]string {
 	out := map[string]string{}
-	switch list := service["labels"].(type) {
+	switch list := value.(type) {
 	case map[string]any:
 		for key, value := range list {
-			out[key] = fmt.Sprint(value)
+			if value != nil { // nil is what only the shell of docker compose knows
+				out[key] = fmt.Sprint(value)
+			}
 		}
 	case []any:
 		for _, entry := range list {

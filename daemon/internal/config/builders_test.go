@@ -177,7 +177,7 @@ func TestOwnProject(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff([]Builder{{"vm", "vm:22"}}, builders); diff != "" || len(notes) > 0 {
+		if diff := cmp.Diff([]string{"vm vm:22"}, addresses(builders)); diff != "" || len(notes) > 0 {
 			t.Errorf("COMPOSE_FILE=%s: %s %q", files, diff, notes)
 		}
 	}
@@ -196,4 +196,38 @@ func project(t *testing.T, files map[string]string) string {
 		}
 	}
 	return dir
+}
+
+func addresses(builders []Builder) []string {
+	var out []string
+	for _, b := range builders {
+		out = append(out, b.Name+" "+b.Addr)
+	}
+	return out
+}
+
+// What a builder is given is read with the variables that count: the container's
+// own, which has those of the shell and of --env-file, before .env.
+func TestWhatABuilderIsGiven(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		".env": "RAM_SIZE=8G\nDISK_SIZE=64G\n",
+		"compose.yaml": "services:\n  a:\n" + labelled + "    environment:\n      RAM_SIZE: ${RAM_SIZE:-16G}\n      DISK_SIZE: ${DISK_SIZE:-128G}\n" +
+			"      CPU_CORES: ${CPU_CORES:-4}\n      ODD: \n      NUMBER: 3\n  b:\n" + labelled + "    environment: [\"RAM_SIZE=${RAM_SIZE:-16G}\", KVM]\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	builders, notes, err := findBuilders(t.Context(), dir, Compose{}, []string{"RAM_SIZE=4G"})
+	if err != nil || len(notes) > 0 {
+		t.Fatal(err, notes)
+	}
+	want := []Builder{
+		{"a", "a:22", "vm", map[string]string{"RAM_SIZE": "4G", "DISK_SIZE": "64G", "CPU_CORES": "4", "NUMBER": "3"}},
+		{"b", "b:22", "vm", map[string]string{"RAM_SIZE": "4G", "KVM": ""}},
+	}
+	if diff := cmp.Diff(want, builders); diff != "" {
+		t.Error(diff)
+	}
 }

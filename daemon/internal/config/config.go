@@ -35,6 +35,13 @@ type Config struct {
 	JobTimeout time.Duration `env:"JOB_TIMEOUT" envDefault:"6h"` // 0: no limit
 	TakeOver   bool          `env:"TAKE_OVER" envDefault:"N"`
 
+	// What the VMs are given, for the Compose project to be read with: these can
+	// come from a shell or an --env-file, which are not to be seen from inside.
+	Cores  string `env:"CPU_CORES" envDefault:"4"`
+	Memory string `env:"RAM_SIZE" envDefault:"16G"`
+	Disk   string `env:"DISK_SIZE" envDefault:"128G"`
+	KVM    string `env:"KVM"`
+
 	// What NixOS configurations become; see [job.NixOS].
 	Format  string `env:"FORMAT" envDefault:"iso"`
 	System  string `env:"SYSTEM" envDefault:"x86_64-linux"`

@@ -24,6 +24,7 @@ func TestDefaults(t *testing.T) {
 		want := Config{
 			Compose: Compose{Separator: ":", Project: "osbuilder"}, Owner: Owner{1000, 1000},
 			LogLevel: "info", LogFormat: "console", LogColor: "auto",
+			Cores: "4", Memory: "16G", Disk: "128G",
 			Settle: 2 * time.Second, Rescan: 10 * time.Second, JobTimeout: 6 * time.Hour,
 			Format: "iso", System: "x86_64-linux", Nixpkgs: "nixos-26.05",
 			Paths: DefaultPaths(),
@@ -37,7 +38,7 @@ func TestDefaults(t *testing.T) {
 func TestAllSet(t *testing.T) {
 	got, err := load[Config]([]string{
 		"COMPOSE_FILE=a.yaml:b.yaml", "COMPOSE_PROFILES=x", "COMPOSE_PROJECT_NAME=mine", "PUID=0", "PGID=2147483647",
-		"LOG_LEVEL=debug", "LOG_FORMAT=json", "LOG_COLOR=always", "NO_COLOR=1", "SETTLE=500ms", "RESCAN=1m", "JOB_TIMEOUT=0", "TAKE_OVER=y",
+		"LOG_LEVEL=debug", "LOG_FORMAT=json", "LOG_COLOR=always", "NO_COLOR=1", "CPU_CORES=2", "RAM_SIZE=8G", "DISK_SIZE=1T", "KVM=N", "SETTLE=500ms", "RESCAN=1m", "JOB_TIMEOUT=0", "TAKE_OVER=y",
 		"FORMAT=install-iso", "SYSTEM=aarch64-linux", "NIXPKGS=/nix/nixpkgs",
 	})
 	if err != nil {
@@ -46,6 +47,7 @@ func TestAllSet(t *testing.T) {
 	want := Config{
 		Compose: Compose{"a.yaml:b.yaml", ":", "x", "mine"}, Owner: Owner{0, 2147483647},
 		LogLevel: "debug", LogFormat: "json", LogColor: "always", NoColor: "1",
+		Cores: "2", Memory: "8G", Disk: "1T", KVM: "N",
 		Settle: 500 * time.Millisecond, Rescan: time.Minute, TakeOver: true,
 		Format: "install-iso", System: "aarch64-linux", Nixpkgs: "/nix/nixpkgs",
 		Paths: DefaultPaths(),
