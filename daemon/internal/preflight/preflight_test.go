@@ -30,56 +30,113 @@ func TestCheck(t *testing.T) {
 		set  string
 	}{
 		{"all is there", func(*Asked, *Found) {}, nil, ""},
-		{"16 GB on a host of 8 GB", func(_ *Asked, f *Found) { f.Memory, f.MemoryFree = 7900*mib, 6*gib },
-			map[string]string{"memory": "at most 7.2 GiB, and the host keeps little"}, "RAM_SIZE=4G"},
-		{"16 GB on a host of 16 GB", func(_ *Asked, f *Found) { f.Memory, f.MemoryFree = 15900*mib, 13*gib },
-			map[string]string{"memory": "at most 15.0 GiB"}, "RAM_SIZE=9G"},
-		{"16 GB on a host of 4 GB", func(_ *Asked, f *Found) { f.Memory, f.MemoryFree = 3900*mib, 3*gib },
-			map[string]string{"memory": "at most 3.3 GiB"}, "RAM_SIZE=2G"},
-		{"16 GB on a host of 2 GB", func(_ *Asked, f *Found) { f.Memory, f.MemoryFree = 1900*mib, 1*gib },
-			map[string]string{"memory": "too small for NixOS configurations"}, "RAM_SIZE=1140M"},
-		{"16 GB on a host of 1 GB", func(_ *Asked, f *Found) { f.Memory, f.MemoryFree = 900*mib, 300*mib },
-			map[string]string{"memory": "No VM starts"}, ""},
-		{"enough memory, in use by others", func(_ *Asked, f *Found) { f.MemoryFree = 10 * gib },
-			map[string]string{"memory": "Less is free now: the VM gets what is free when it starts, about 9.5 GiB"}, "RAM_SIZE=6G"},
+		{
+			"16 GB on a host of 8 GB", func(_ *Asked, f *Found) { f.Memory, f.MemoryFree = 7900*mib, 6*gib },
+			map[string]string{"memory": "at most 7.2 GiB, and the host keeps little"},
+			"RAM_SIZE=4G",
+		},
+		{
+			"16 GB on a host of 16 GB", func(_ *Asked, f *Found) { f.Memory, f.MemoryFree = 15900*mib, 13*gib },
+			map[string]string{"memory": "at most 15.0 GiB"},
+			"RAM_SIZE=9G",
+		},
+		{
+			"16 GB on a host of 4 GB", func(_ *Asked, f *Found) { f.Memory, f.MemoryFree = 3900*mib, 3*gib },
+			map[string]string{"memory": "at most 3.3 GiB"},
+			"RAM_SIZE=2G",
+		},
+		{
+			"16 GB on a host of 2 GB", func(_ *Asked, f *Found) { f.Memory, f.MemoryFree = 1900*mib, 1*gib },
+			map[string]string{"memory": "too small for NixOS configurations"},
+			"RAM_SIZE=1140M",
+		},
+		{
+			"16 GB on a host of 1 GB", func(_ *Asked, f *Found) { f.Memory, f.MemoryFree = 900*mib, 300*mib },
+			map[string]string{"memory": "No VM starts"},
+			"",
+		},
+		{
+			"enough memory, in use by others", func(_ *Asked, f *Found) { f.MemoryFree = 10 * gib },
+			map[string]string{"memory": "Less is free now: the VM gets what is free when it starts, about 9.5 GiB"},
+			"RAM_SIZE=6G",
+		},
 		{"the same, when it may be the VM that uses it", func(_ *Asked, f *Found) { f.MemoryFree, f.Fresh = 10*gib, false }, nil, ""},
-		{"a VM of 1 GB", func(a *Asked, _ *Found) { a.VMs[0].Memory = "1024M" },
-			map[string]string{"memory": "less than 2 GiB"}, "RAM_SIZE=16G"},
-		{"a VM of 100 MB", func(a *Asked, _ *Found) { a.VMs[0].Memory = "100M" },
-			map[string]string{"memory": "does not start: it needs 512 MiB"}, "RAM_SIZE=16G"},
-		{"memory that is none", func(a *Asked, _ *Found) { a.VMs[0].Memory = "lots" },
-			map[string]string{"memory": "does not start: RAM_SIZE=lots"}, "RAM_SIZE=16G"},
-		{"half of what there is", func(a *Asked, f *Found) { a.VMs[0].Memory, a.VMs[0].Cores, a.VMs[0].Disk = "half", "max", "max" }, nil, ""},
-		{"two VMs that are too many", func(a *Asked, _ *Found) { a.VMs = append(a.VMs, a.VMs[0]) },
-			map[string]string{"memory": "at most 30.5 GiB"}, "RAM_SIZE=9G"},
+		{
+			"a VM of 1 GB", func(a *Asked, _ *Found) { a.VMs[0].Memory = "1024M" },
+			map[string]string{"memory": "less than 2 GiB"},
+			"RAM_SIZE=16G",
+		},
+		{
+			"a VM of 100 MB", func(a *Asked, _ *Found) { a.VMs[0].Memory = "100M" },
+			map[string]string{"memory": "does not start: it needs 512 MiB"},
+			"RAM_SIZE=16G",
+		},
+		{
+			"memory that is none", func(a *Asked, _ *Found) { a.VMs[0].Memory = "lots" },
+			map[string]string{"memory": "does not start: RAM_SIZE=lots"},
+			"RAM_SIZE=16G",
+		},
+		{"half of what there is", func(a *Asked, _ *Found) { a.VMs[0].Memory, a.VMs[0].Cores, a.VMs[0].Disk = "half", "max", "max" }, nil, ""},
+		{
+			"two VMs that are too many", func(a *Asked, _ *Found) { a.VMs = append(a.VMs, a.VMs[0]) },
+			map[string]string{"memory": "at most 30.5 GiB"},
+			"RAM_SIZE=9G",
+		},
 		{"4 cores of 2", func(_ *Asked, f *Found) { f.Cores = 2 }, map[string]string{"cores": "The VM gets 2."}, "CPU_CORES=2"},
 		{"cores that are none", func(a *Asked, _ *Found) { a.VMs[0].Cores = "0" }, map[string]string{"cores": "does not start: CPU_CORES=0"}, "CPU_CORES=8"},
-		{"128 GB on a small disk", func(_ *Asked, f *Found) { f.Volumes.Free = 40 * gib },
-			map[string]string{"disk of the VM": "It may grow to 128.0 GiB and Docker's has 40.0 GiB free"}, "DISK_SIZE=20G"},
-		{"128 GB on a disk with little room", func(_ *Asked, f *Found) { f.Volumes.Free, f.Output.Free = 9*gib, 9*gib },
-			map[string]string{"disk of the VM": "stands still until there is room", "disk of Docker's volumes": "about 10 GiB"}, "DISK_SIZE=8G"},
+		{
+			"128 GB on a small disk", func(_ *Asked, f *Found) { f.Volumes.Free = 40 * gib },
+			map[string]string{"disk of the VM": "It may grow to 128.0 GiB and Docker's has 40.0 GiB free"},
+			"DISK_SIZE=20G",
+		},
+		{
+			"128 GB on a disk with little room", func(_ *Asked, f *Found) { f.Volumes.Free, f.Output.Free = 9*gib, 9*gib },
+			map[string]string{"disk of the VM": "stands still until there is room", "disk of Docker's volumes": "about 10 GiB"},
+			"DISK_SIZE=8G",
+		},
 		{"the same, and the VM has its disk already", func(_ *Asked, f *Found) { f.Volumes.Free, f.Fresh = 9*gib, false }, nil, ""},
-		{"a full disk", func(_ *Asked, f *Found) { f.Volumes.Free, f.Output.Free, f.Fresh = 0, 0, false },
-			map[string]string{"disk of Docker's volumes": "docker system df", "disk of output/": "OUTPUT_DIR"}, ""},
-		{"a full disk at the first start", func(_ *Asked, f *Found) { f.Volumes.Free = 0 },
-			map[string]string{"disk of Docker's volumes": "docker system df", "disk of the VM": "0 MiB free"}, "DISK_SIZE=1G"},
-		{"a disk that is none", func(a *Asked, _ *Found) { a.VMs[0].Disk = "128" },
-			map[string]string{"disk of the VM": "does not start: DISK_SIZE=128 is no size"}, "DISK_SIZE=128G"},
-		{"a disk of nothing", func(a *Asked, _ *Found) { a.VMs[0].Disk = "10M" },
-			map[string]string{"disk of the VM": "1 GiB or more"}, "DISK_SIZE=128G"},
-		{"no KVM", func(_ *Asked, f *Found) { f.KVM = false },
-			map[string]string{"KVM": "emulated: it works, several times slower. KVM wants"}, "JOB_TIMEOUT=24h"},
+		{
+			"a full disk", func(_ *Asked, f *Found) { f.Volumes.Free, f.Output.Free, f.Fresh = 0, 0, false },
+			map[string]string{"disk of Docker's volumes": "docker system df", "disk of output/": "OUTPUT_DIR"},
+			"",
+		},
+		{
+			"a full disk at the first start", func(_ *Asked, f *Found) { f.Volumes.Free = 0 },
+			map[string]string{"disk of Docker's volumes": "docker system df", "disk of the VM": "0 MiB free"},
+			"DISK_SIZE=1G",
+		},
+		{
+			"a disk that is none", func(a *Asked, _ *Found) { a.VMs[0].Disk = "128" },
+			map[string]string{"disk of the VM": "does not start: DISK_SIZE=128 is no size"},
+			"DISK_SIZE=128G",
+		},
+		{
+			"a disk of nothing", func(a *Asked, _ *Found) { a.VMs[0].Disk = "10M" },
+			map[string]string{"disk of the VM": "1 GiB or more"},
+			"DISK_SIZE=128G",
+		},
+		{
+			"no KVM", func(_ *Asked, f *Found) { f.KVM = false },
+			map[string]string{"KVM": "emulated: it works, several times slower. KVM wants"},
+			"JOB_TIMEOUT=24h",
+		},
 		{"no KVM, and time enough", func(a *Asked, f *Found) { f.KVM, a.JobTimeout = false, 0 }, map[string]string{"KVM": "emulated"}, ""},
 		{"KVM asked for and absent", func(a *Asked, f *Found) { f.KVM, a.VMs[0].KVM = false, "Y" }, map[string]string{"KVM": "does not start"}, "KVM="},
 		{"KVM refused", func(a *Asked, _ *Found) { a.VMs[0].KVM = "n" }, nil, ""},
 		{"KVM misspelt", func(a *Asked, _ *Found) { a.VMs[0].KVM = "maybe" }, map[string]string{"KVM": "KVM=maybe is not understood"}, "KVM="},
-		{"a foreign processor", func(_ *Asked, f *Found) { f.Arch = "arm64" },
-			map[string]string{"KVM": "many times slower"}, "COMPOSE_FILE=compose.yaml:compose.arm64.yaml"},
+		{
+			"a foreign processor", func(_ *Asked, f *Found) { f.Arch = "arm64" },
+			map[string]string{"KVM": "many times slower"},
+			"COMPOSE_FILE=compose.yaml:compose.arm64.yaml",
+		},
 		{"an arm64 host with its own VM", func(a *Asked, f *Found) { f.Arch, a.VMs[0].Image = "arm64", "qemux/qemu-arm:7.48" }, nil, ""},
-		{"all too small", func(_ *Asked, f *Found) {
-			f.Memory, f.MemoryFree, f.Cores, f.Volumes.Free, f.KVM = 7900*mib, 6*gib, 2, 60*gib, false
-		}, map[string]string{"memory": "at most", "cores": "gets 2", "disk of the VM": "may grow", "KVM": "emulated"},
-			"RAM_SIZE=4G CPU_CORES=2 DISK_SIZE=30G JOB_TIMEOUT=24h"},
+		{
+			"all too small", func(_ *Asked, f *Found) {
+				f.Memory, f.MemoryFree, f.Cores, f.Volumes.Free, f.KVM = 7900*mib, 6*gib, 2, 60*gib, false
+			},
+			map[string]string{"memory": "at most", "cores": "gets 2", "disk of the VM": "may grow", "KVM": "emulated"},
+			"RAM_SIZE=4G CPU_CORES=2 DISK_SIZE=30G JOB_TIMEOUT=24h",
+		},
 		{"nothing can be told", func(_ *Asked, f *Found) { *f = Found{KVM: true, Arch: "amd64", Fresh: true} }, nil, ""},
 		{"nothing is asked for", func(a *Asked, _ *Found) { a.VMs = nil }, nil, ""},
 		{"a builder of one's own", func(a *Asked, _ *Found) { a.VMs[0] = VM{Name: "vm"} }, nil, ""},
@@ -137,7 +194,7 @@ func TestWhatIsSaidHelps(t *testing.T) {
 					}
 				}
 				for _, l := range Check(a, f) {
-					if len(l.Set) > 0 && !(vms == 2 && memory < 6000) { // too small for two
+					if tooSmall := vms == 2 && memory < 6000; len(l.Set) > 0 && !tooSmall {
 						t.Errorf("%d MiB, %d GiB, %d VMs: set as said, and yet %+v", memory, free, vms, l)
 					}
 				}
