@@ -1,4 +1,4 @@
-.PHONY: help demo down clean test test-unit lint vm-iso check-nixos boot-nixos prove-nixos
+.PHONY: help demo down clean test test-unit soak lint vm-iso check-nixos boot-nixos prove-nixos
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -17,6 +17,9 @@ test: ## everything that is tested, with real containers and a real VM
 
 test-unit: ## the Go tests alone, with the race detector
 	@scripts/checks.sh unit
+
+soak: ## small jobs at speed for MINUTES=60: memory, goroutines, descriptors and files must not grow
+	@scripts/checks.sh soak
 
 lint: ## the linters alone
 	@scripts/checks.sh lint

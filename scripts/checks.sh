@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# checks.sh lint|unit|e2e-build: the checks that need no engine. Also what make test runs beside the building of images.
+# checks.sh lint|unit|e2e-build|soak: the checks that need no engine. Also what make test runs beside the building of images.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -75,5 +75,6 @@ case ${1:-} in
     go test -race ./...
     ;;
   e2e-build) go test -race -tags e2e -c -o /dev/null ./e2e/... ;;
-  *) die "checks.sh does not know «${1:-}»." "It knows lint, unit and e2e-build." ;;
+  soak) go test -tags soak -count 1 -timeout 0 -run Soak -v ./daemon -args -minutes "${MINUTES:-60}" ;;
+  *) die "checks.sh does not know «${1:-}»." "It knows lint, unit, e2e-build and soak." ;;
 esac

@@ -8,6 +8,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"encoding/pem"
 	"errors"
 	"net"
 	"sync"
@@ -49,6 +50,7 @@ type Server struct {
 	dir     string
 	bin     string
 	addr    string
+	key     ed25519.PrivateKey // the user's
 	user    ssh.Signer
 	host    ssh.Signer
 	another ssh.Signer // for WrongHostKey
@@ -70,23 +72,29 @@ type Server struct {
 func New(t testing.TB) *Server {
 	t.Helper()
 	s := &Server{
-		t: t, dir: t.TempDir(),
-		user: newSigner(t), host: newSigner(t), another: newSigner(t),
+		t: t, dir: t.TempDir(), key: newKey(t),
+		host: newSigner(t, newKey(t)), another: newSigner(t, newKey(t)),
 		changed: make(chan struct{}),
 		conns:   map[*conn]bool{}, requests: map[string]int{},
 	}
+	s.user = newSigner(t, s.key)
 	s.bin = installInotifywait(t)
 	s.listen("127.0.0.1:0")
 	t.Cleanup(s.close)
 	return s
 }
 
-func newSigner(t testing.TB) ssh.Signer {
+func newKey(t testing.TB) ed25519.PrivateKey {
 	t.Helper()
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return key
+}
+
+func newSigner(t testing.TB, key ed25519.PrivateKey) ssh.Signer {
+	t.Helper()
 	signer, err := ssh.NewSignerFromKey(key)
 	if err != nil {
 		t.Fatal(err)
@@ -103,6 +111,17 @@ func (s *Server) Dir() string { return s.dir }
 
 // Signer returns the key of the user who may log in, under any name.
 func (s *Server) Signer() ssh.Signer { return s.user }
+
+// PrivateKey returns that key as a file holds it, for a client in another
+// process.
+func (s *Server) PrivateKey() []byte {
+	s.t.Helper()
+	block, err := ssh.MarshalPrivateKey(s.key, "")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return pem.EncodeToMemory(block)
+}
 
 // HostKeys accepts the server's host key and no other.
 func (s *Server) HostKeys() ssh.HostKeyCallback { return ssh.FixedHostKey(s.host.PublicKey()) }
