@@ -20,6 +20,7 @@ import (
 
 	"osbuilder/daemon/internal/buildlog"
 	"osbuilder/daemon/internal/config"
+	"osbuilder/daemon/internal/control"
 	"osbuilder/daemon/internal/deliver"
 	"osbuilder/daemon/internal/dispatch"
 	"osbuilder/daemon/internal/health"
@@ -129,6 +130,7 @@ func serve(ctx context.Context, cfg config.Config, links []vm.Config, log *zap.L
 		},
 		NotFound: store.ErrNotFound,
 	}, records, log)
+	commands := &control.Server{Path: cfg.Paths.Control, Backend: &backend{d, records, drops, log}, Log: log}
 	checks := &health.Server{Path: cfg.Paths.Health, Probe: d.Probe, Log: log}
 
 	parts, ctx := errgroup.WithContext(ctx)
@@ -141,6 +143,7 @@ func serve(ctx context.Context, cfg config.Config, links []vm.Config, log *zap.L
 	parts.Go(func() error { return d.Run(ctx, taken) })
 	parts.Go(stopped(ctx, func() error { return drops.Run(ctx, taken) }))
 	parts.Go(stopped(ctx, func() error { return checks.Run(ctx) }))
+	parts.Go(stopped(ctx, func() error { return commands.Run(ctx) }))
 	return parts.Wait()
 }
 
@@ -165,9 +168,7 @@ func dispatcher(ctx context.Context, cfg config.Config, records *store.SQLite, l
 	if err != nil {
 		return nil, err
 	}
-	for _, bad := range damaged {
-		log.Error("record is damaged and was set aside; the others go on", zap.String("id", string(bad.ID)), zap.Error(bad.Err))
-	}
+	sayDamaged(log, damaged)
 	source := func(j job.Job) string { return filepath.Join(cfg.Paths.State, "jobs", string(j.ID), "source") }
 	publisher := &deliver.Publisher{Output: cfg.Paths.Output, State: cfg.Paths.State}
 	open := make(map[job.ID]bool, len(jobs))

@@ -72,7 +72,7 @@ func newSidecar(t *testing.T) *sidecar {
 		Settle: 50 * time.Millisecond, Rescan: 200 * time.Millisecond, JobTimeout: time.Minute,
 		Paths: config.Paths{
 			Jobs: filepath.Join(dir, "jobs"), Output: filepath.Join(dir, "output"), State: filepath.Join(dir, "state"),
-			Health: filepath.Join(dir, "health.sock"),
+			Health: filepath.Join(dir, "health.sock"), Control: filepath.Join(dir, "control.sock"),
 		},
 	}
 	s.cfg.Format, s.cfg.System, s.cfg.Nixpkgs = "iso", "x86_64-linux", "nixos-26.05"

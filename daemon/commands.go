@@ -24,7 +24,7 @@ func command(args []string, stdout, stderr io.Writer) *cobra.Command {
 		SilenceErrors: true, // explain shows them
 		SilenceUsage:  true,
 	}
-	root.SetArgs(args)
+	root.SetArgs(negativeLast(args))
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.CompletionOptions.DisableDefaultCmd = true
@@ -32,12 +32,14 @@ func command(args []string, stdout, stderr io.Writer) *cobra.Command {
 	for name, value := range map[string]*string{
 		"jobs": &paths.Jobs, "output": &paths.Output, "state": &paths.State, "keys": &paths.Keys,
 		"client-keys": &paths.ClientKeys, "vm-keys": &paths.VMKeys, "project": &paths.Project, "health": &paths.Health,
+		"control": &paths.Control,
 	} {
 		root.PersistentFlags().StringVar(value, name, *value, "")
 		if err := root.PersistentFlags().MarkHidden(name); err != nil {
 			panic(err) // the flag was defined in the line above
 		}
 	}
+	root.AddCommand(aboutJobs(&paths.Control, stdout)...)
 	root.AddCommand(
 		&cobra.Command{
 			Use: "run", Short: "Take jobs and have them built, until SIGTERM", Args: noArgs,

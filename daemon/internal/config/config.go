@@ -83,6 +83,7 @@ type Paths struct {
 	ClientKeys, VMKeys  string // both volumes of keys, where init makes them
 	Project             string // the folder of the Compose project
 	Health              string // the socket of the health check
+	Control             string // the socket of the commands about jobs
 }
 
 // DefaultPaths are those of compose.yaml.
@@ -91,6 +92,7 @@ func DefaultPaths() Paths {
 		Jobs: "/jobs", Output: "/output", State: "/state",
 		Keys: "/keys", ClientKeys: "/client-keys", VMKeys: "/vm-keys",
 		Project: "/project", Health: "/tmp/osbuilder-health.sock",
+		Control: "/tmp/osbuilder-control.sock",
 	}
 }
 

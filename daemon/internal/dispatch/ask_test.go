@@ -65,9 +65,6 @@ func TestCancelWaiting(t *testing.T) {
 	b.vm.events = nil
 	b.vm.hello()
 	first, second := b.add("first"), b.add("second")
-	if first > second {
-		first, second = second, first
-	}
 	d, stop := b.run()
 	defer stop()
 	b.running(first)
@@ -421,7 +418,6 @@ func TestPriority(t *testing.T) {
 	for i := range 5 {
 		ids = append(ids, b.add(fmt.Sprint("job-", i)))
 	}
-	slices.Sort(ids)
 	d, stop := b.run()
 	b.running(ids[0])
 	for id, n := range map[job.ID]int{ids[4]: 10, ids[2]: 10, ids[1]: -1, ids[0]: 100} {

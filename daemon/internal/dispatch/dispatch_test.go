@@ -593,7 +593,6 @@ func TestSlots(t *testing.T) {
 	for i := range 5 {
 		ids = append(ids, b.add(fmt.Sprint("job-", i)))
 	}
-	slices.Sort(ids)
 	_, stop := b.run()
 	defer stop()
 	for _, id := range ids[2:] {

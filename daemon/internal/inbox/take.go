@@ -134,20 +134,10 @@ func special(kind fs.FileMode) string {
 func (b *Inbox) record(ctx context.Context, name string, s stamp, recipe job.Recipe) (job.Job, error) {
 	now := b.cfg.Now().UTC()
 	id := job.NewID(now, b.cfg.Random())
-	jobs := filepath.Join(b.cfg.State, "jobs")
-	temp := filepath.Join(jobs, newPrefix+string(id))
-	final := filepath.Join(jobs, string(id))
-	if err := b.copy(ctx, name, s, temp); err != nil {
-		return job.Job{}, errors.Join(err, effect.RemoveAll(temp))
+	if err := b.place(id, func(temp string) error { return b.copy(ctx, name, s, temp) }); err != nil {
+		return job.Job{}, err
 	}
-	if err := disk.MoveNew(temp, final); err != nil {
-		return job.Job{}, errors.Join(fmt.Errorf("move the copy into place: %w", err), effect.RemoveAll(temp))
-	}
-	b.did("copy in place")
-	if err := disk.SyncDir(jobs); err != nil {
-		return job.Job{}, errors.Join(fmt.Errorf("sync the copy: %w", err), effect.RemoveAll(final))
-	}
-	b.did("copy synced")
+	final := filepath.Join(b.cfg.State, "jobs", string(id))
 	j := job.Job{
 		ID: id, Name: job.OutputName(name), Drop: name, DropKey: s.key(name), Recipe: recipe, Entry: name,
 		State: job.Queued, Created: now, Updated: now, Timeout: b.cfg.JobTimeout,
@@ -160,6 +150,31 @@ func (b *Inbox) record(ctx context.Context, name string, s stamp, recipe job.Rec
 		return job.Job{}, errors.Join(unfit("prepare the job", err), effect.RemoveAll(final))
 	}
 	b.did("prepared")
+	return b.create(ctx, j)
+}
+
+// place makes a job's folder out of what fill puts into a temporary one.
+func (b *Inbox) place(id job.ID, fill func(temp string) error) error {
+	jobs := filepath.Join(b.cfg.State, "jobs")
+	temp := filepath.Join(jobs, newPrefix+string(id))
+	final := filepath.Join(jobs, string(id))
+	if err := fill(temp); err != nil {
+		return errors.Join(err, effect.RemoveAll(temp))
+	}
+	if err := disk.MoveNew(temp, final); err != nil {
+		return errors.Join(fmt.Errorf("move the copy into place: %w", err), effect.RemoveAll(temp))
+	}
+	b.did("copy in place")
+	if err := disk.SyncDir(jobs); err != nil {
+		return errors.Join(fmt.Errorf("sync the copy: %w", err), effect.RemoveAll(final))
+	}
+	b.did("copy synced")
+	return nil
+}
+
+// create puts a job on record whose folder is in place.
+func (b *Inbox) create(ctx context.Context, j job.Job) (job.Job, error) {
+	id, final := j.ID, filepath.Join(b.cfg.State, "jobs", string(j.ID))
 	j, err := b.store.Create(ctx, j)
 	if err != nil {
 		err = fmt.Errorf("record the job: %w", err)

@@ -159,7 +159,26 @@ func (j Job) Before(other Job) bool {
 	if j.Priority != other.Priority {
 		return j.Priority > other.Priority
 	}
+	return j.older(other)
+}
+
+// older tells what IDs can't, which are of the same second as often as not.
+func (j Job) older(other Job) bool {
+	if !j.Created.Equal(other.Created) {
+		return j.Created.Before(other.Created)
+	}
 	return j.ID < other.ID
+}
+
+// Youngest is for sorting jobs: it is negative if a is younger than b.
+func Youngest(a, b Job) int {
+	switch {
+	case b.older(a):
+		return -1
+	case a.older(b):
+		return 1
+	}
+	return 0
 }
 
 // Apply returns the job after event, with its story told. It doesn't change

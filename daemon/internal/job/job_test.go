@@ -64,3 +64,25 @@ func FuzzOutputName(f *testing.F) {
 		}
 	})
 }
+
+// The higher priority first, then the older; IDs of one second tell nothing.
+func TestBefore(t *testing.T) {
+	now := time.Date(2026, 11, 23, 14, 5, 1, 0, time.UTC)
+	jobs := []Job{
+		{ID: "z", Priority: 3, Created: now.Add(time.Hour)},
+		{ID: "c", Created: now},
+		{ID: "b", Created: now.Add(time.Millisecond)},
+		{ID: "d", Created: now.Add(time.Millisecond)},
+		{ID: "a", Priority: -1, Created: now.Add(-time.Hour)},
+	}
+	for i, a := range jobs {
+		for k, b := range jobs {
+			if got := a.Before(b); got != (i < k) {
+				t.Errorf("%s before %s: %t", a.ID, b.ID, got)
+			}
+		}
+	}
+	if Youngest(jobs[0], jobs[1]) != -1 || Youngest(jobs[1], jobs[0]) != 1 || Youngest(jobs[1], jobs[1]) != 0 {
+		t.Error("the youngest is not the one made last")
+	}
+}

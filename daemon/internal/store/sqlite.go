@@ -136,15 +136,18 @@ func (s *SQLite) List(ctx context.Context, after job.ID, limit int) ([]job.Job, 
 	return jobs, damaged, nil
 }
 
-// Named returns at most limit jobs of that name, the youngest first; damaged
-// ones count.
+// Named returns at most limit jobs of that name, the youngest first.
 func (s *SQLite) Named(ctx context.Context, name string, limit int) ([]job.Job, []Damaged, error) {
+	// IDs of one second are in no order: so some more, and those in order.
+	const more = 50
 	jobs, damaged, err := s.query(ctx,
-		`SELECT id, revision, record, digest FROM jobs WHERE name = ? ORDER BY id DESC LIMIT ?`, name, limit)
+		`SELECT id, revision, record, digest FROM jobs WHERE name = ? ORDER BY id DESC LIMIT ?`, name, limit+more)
 	if err != nil {
 		return nil, nil, fmt.Errorf("find jobs named %q: %w", name, err)
 	}
-	return slices.DeleteFunc(jobs, func(j job.Job) bool { return j.Name != name }), damaged, nil
+	jobs = slices.DeleteFunc(jobs, func(j job.Job) bool { return j.Name != name })
+	slices.SortStableFunc(jobs, job.Youngest)
+	return jobs[:min(len(jobs), limit)], damaged, nil
 }
 
 // FindDrop returns the job that was made from a drop, even if the job's

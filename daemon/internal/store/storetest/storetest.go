@@ -356,7 +356,11 @@ func testNamed(t *testing.T, s Store, reopen func() Store) {
 	}
 	want = []job.ID{want[0], want[1], renamed.ID, want[2]}
 	s = reopen()
-	for limit := range 5 {
+	// Of the same second, and younger: its ID doesn't tell.
+	later := Job(5, job.Queued)
+	later.ID, later.Name, later.DropKey, later.Created = later.ID[:len(later.ID)-6]+"000000", "a", "later", later.Created.Add(time.Millisecond)
+	want = append([]job.ID{mustCreate(t, s, later).ID}, want...)
+	for limit := range 6 {
 		jobs, damaged, err := s.Named(t.Context(), "a", limit)
 		if err != nil || len(damaged) > 0 {
 			t.Fatal(damaged, err)
