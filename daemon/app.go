@@ -39,6 +39,7 @@ const (
 	answerTimeout = 30 * time.Second // a VM without KVM needs a few seconds
 	syncEvery     = time.Second
 	retryAfter    = 2 * time.Second
+	consumeEvery  = 16 << 20 // bytes of events; more of them would lie in the VM for nothing
 )
 
 // run is the daemon: it reads what it was given, wires the parts and runs them
@@ -179,8 +180,8 @@ func dispatcher(ctx context.Context, cfg config.Config, records *store.SQLite, l
 		log.Warn("left-over downloads could not be removed", zap.Error(err))
 	}
 	return dispatch.New(dispatch.Config{
-		Owner: owner, TakeOver: cfg.TakeOver, Store: records, Log: log, Now: time.Now,
-		AnswerTimeout: answerTimeout, SyncEvery: syncEvery, RetryAfter: retryAfter,
+		Owner: owner, TakeOver: cfg.TakeOver, Store: records, Damaged: store.ErrDamaged, Log: log, Now: time.Now,
+		AnswerTimeout: answerTimeout, SyncEvery: syncEvery, RetryAfter: retryAfter, ConsumeEvery: consumeEvery,
 		Body:   func(j job.Job) ([]byte, error) { return recipe.Body(j, source(j)) },
 		Inputs: func(j job.Job, w io.Writer) error { return inputs(j, source(j), w) },
 		OpenLog: func(j job.Job, m job.Mark) (dispatch.Log, error) {

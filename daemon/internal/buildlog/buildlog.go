@@ -4,6 +4,7 @@
 package buildlog
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -41,7 +42,7 @@ type Writer struct {
 }
 
 // Open opens the log of a job and cuts it to mark: what lies beyond comes
-// again. Every line is handed to line once it is complete, without its
+// again. Of a mark that was lost it makes a new one. Every line is handed to line once it is complete, without its
 // newline, as raw bytes that are valid during the call only. After a crash,
 // lines beyond the mark are handed out a second time.
 func Open(state string, id job.ID, mark job.Mark, line func([]byte)) (*Writer, error) {
@@ -54,13 +55,59 @@ func Open(state string, id job.ID, mark job.Mark, line func([]byte)) (*Writer, e
 		return nil, fmt.Errorf("open build log: %w", err)
 	}
 	w := &Writer{file: file, mark: mark, line: line, dirty: true}
-	if err := w.cut(); err != nil {
+	if mark.Whole || mark.Again {
+		w.mark, err = salvage(path, mark)
+	}
+	if err == nil {
+		err = w.cut()
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("cut build log to its checkpoint: %w", err), file.Close())
 	}
 	if err := disk.SyncDir(filepath.Dir(path)); err != nil {
 		return nil, errors.Join(fmt.Errorf("sync folder of build log: %w", err), file.Close())
 	}
 	return w, nil
+}
+
+// salvage makes a mark for a file whose own was lost.
+func salvage(path string, lost job.Mark) (job.Mark, error) {
+	m := job.Mark{Attempt: lost.Attempt}
+	data, err := os.Open(path)
+	if err != nil {
+		return m, err
+	}
+	defer data.Close()
+	if lost.Whole {
+		info, err := data.Stat()
+		if err != nil {
+			return m, err
+		}
+		m.File = info.Size()
+		return m, nil
+	}
+	// A job can write that line, too. Then output of the attempt before is cut
+	// off; in its own output it comes later.
+	begins := begin(lost.Attempt)
+	lines := bufio.NewReader(data)
+	for at := int64(0); ; {
+		line, err := lines.ReadSlice('\n')
+		at += int64(len(line))
+		switch {
+		case err == nil && lost.Attempt > 1 && string(line) == begins:
+			m.File = at
+			return m, nil
+		case errors.Is(err, io.EOF):
+			return m, nil
+		case err != nil && !errors.Is(err, bufio.ErrBufferFull):
+			return m, err
+		}
+	}
+}
+
+// begin is the line before the output of any attempt but the first.
+func begin(attempt int) string {
+	return fmt.Sprintf("[osbuilder: attempt %d begins, attempt %d did not end]\n", attempt, attempt-1)
 }
 
 // cut makes the file as long as the mark says, and takes up its last line.
@@ -101,6 +148,18 @@ func (w *Writer) Begin(attempt int) error {
 	}
 	w.mark.Attempt, w.mark.Stream = attempt, 0
 	return nil
+}
+
+// Lacks returns how many bytes of an attempt's output before offset the log
+// doesn't have.
+func (w *Writer) Lacks(attempt int, offset int64) int64 {
+	switch {
+	case attempt < w.mark.Attempt:
+		return 0 // nothing of it is wanted any more
+	case attempt > w.mark.Attempt:
+		return offset
+	}
+	return max(0, offset-w.mark.Stream)
 }
 
 // Append adds what of l is not in the log yet. Where output is missing before

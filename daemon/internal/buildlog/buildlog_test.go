@@ -264,3 +264,59 @@ func TestEmptyBeyondTheEnd(t *testing.T) {
 		t.Errorf("lines (-want +got):\n%s", diff)
 	}
 }
+
+func TestLacks(t *testing.T) {
+	o := open(t, t.TempDir(), job.Mark{})
+	o.append(t, 2, 0, "one\n")
+	for _, tt := range []struct {
+		attempt      int
+		offset, want int64
+	}{
+		{1, 100, 0}, // over
+		{2, 0, 0},
+		{2, 4, 0},
+		{2, 5, 1},
+		{2, 100, 96},
+		{3, 0, 0},
+		{3, 100, 100},
+	} {
+		if got := o.Lacks(tt.attempt, tt.offset); got != tt.want {
+			t.Errorf("attempt %d lacks %d bytes before %d, want %d", tt.attempt, got, tt.offset, tt.want)
+		}
+	}
+}
+
+// The mark was lost: what still counts of the file is found in the file.
+func TestOpenWithoutMark(t *testing.T) {
+	begins := "[osbuilder: attempt 2 begins, attempt 1 did not end]\n"
+	for name, tt := range map[string]struct {
+		file string
+		mark job.Mark
+		want string
+	}{
+		"comes again":                      {"one\ntw", job.Mark{Attempt: 1, Again: true}, ""},
+		"second attempt comes again":       {"one\ntw\n" + begins + "one\n", job.Mark{Attempt: 2, Again: true}, "one\ntw\n" + begins},
+		"it wrote that line itself":        {"one\n" + begins + "x\n" + begins + "y\n", job.Mark{Attempt: 2, Again: true}, "one\n" + begins},
+		"within a long line":               {strings.Repeat("x", 9000) + begins + begins + "y", job.Mark{Attempt: 2, Again: true}, strings.Repeat("x", 9000) + begins + begins},
+		"second attempt, and no such line": {"one\n", job.Mark{Attempt: 2, Again: true}, ""},
+		"nothing more comes":               {"one\ntw", job.Mark{Attempt: 1, Whole: true}, "one\ntw"},
+		"no file":                          {"", job.Mark{Attempt: 1, Again: true}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			state := t.TempDir()
+			first := open(t, state, job.Mark{})
+			if _, err := first.file.WriteAt([]byte(tt.file), 0); err != nil {
+				t.Fatal(err)
+			}
+			o := open(t, state, tt.mark)
+			o.want(t, tt.want)
+			if m := o.sync(t); m != (job.Mark{File: int64(len(tt.want)), Attempt: tt.mark.Attempt}) {
+				t.Errorf("mark %+v", m)
+			}
+			if !tt.mark.Whole {
+				o.append(t, tt.mark.Attempt, 0, "again\n")
+				o.want(t, tt.want+"again\n", "again")
+			}
+		})
+	}
+}

@@ -192,17 +192,22 @@ func (d *Dispatcher) recallRefused(f *flight, log *zap.Logger) {
 }
 
 // unnamedRefusal deals with a refusal of what the VM could not read. A runner
-// from before there was a request to cancel says so.
+// from before there were such requests says so.
 func (d *Dispatcher) unnamedRefusal(w *worker, r pipe.Refused, log *zap.Logger) bool {
 	if r.Request != "" || r.Reason != pipe.ReasonMalformed || w.waiting == nil {
 		return false
 	}
 	kind, id, _ := splitKey(w.waiting.key)
-	f := d.flights[id]
-	if kind != pipe.KindCancel || f == nil {
+	switch f := d.flights[id]; {
+	case kind == pipe.KindCancel && f != nil:
+		d.recallRefused(f, log)
+	case kind == pipe.KindConsume:
+		log.Info("the builder does not free what is read of its events: its image is older than this sidecar")
+	case kind == pipe.KindRepeat:
+		d.repeatRefused(w, r, log)
+	default:
 		return false
 	}
-	w.waiting = nil
-	d.recallRefused(f, log)
+	w.answered(w.waiting.key)
 	return true
 }

@@ -65,6 +65,7 @@ type flight struct {
 	failures   int       // uploads or publishes that failed in a row
 	notBefore  time.Time // of the next try to send or to publish
 	pulse      pulse     // while it runs
+	gap        gap       // in what the VM said of the attempt
 
 	recalled    bool      // its VM was told that it is cancelled, and said yes
 	recallAfter time.Time // of the next try to tell it
@@ -196,11 +197,16 @@ func (d *Dispatcher) takeUp(ctx context.Context) error {
 	}
 	for _, name := range names {
 		c, err := d.cfg.Store.Checkpoint(ctx, name)
+		if err != nil && d.cfg.Damaged != nil && errors.Is(err, d.cfg.Damaged) {
+			d.cfg.Log.Error("how far the builder's events were read is not known any more: they are read again, and what is missing is asked for",
+				zap.String("builder", name), zap.Error(err))
+			err = nil
+		}
 		if err != nil {
 			return fmt.Errorf("read checkpoint of %s: %w", name, err)
 		}
 		if w := d.workers[name]; w != nil {
-			w.position, w.saved, w.hello = c.Position, c.Position, c.Hello
+			w.resume(c)
 		}
 		for id, m := range c.Logs {
 			// Begun on one builder and claimed on another, an attempt has two
@@ -216,7 +222,7 @@ func (d *Dispatcher) takeUp(ctx context.Context) error {
 		f.notBefore = d.publishAfter(f.job)
 		if f.job.State.Terminal() {
 			if known {
-				w.acknowledge(f.job)
+				w.acknowledge(ref(f.job))
 			}
 			continue
 		}
@@ -225,7 +231,11 @@ func (d *Dispatcher) takeUp(ctx context.Context) error {
 				zap.String("job", f.job.Name), zap.String("id", string(f.job.ID)), zap.String("builder", f.job.Builder))
 		}
 		if f.job.Attempt > 0 {
-			if err := d.openLog(f, marks[f.job.ID]); err != nil {
+			mark, known := marks[f.job.ID]
+			if !known { // with the checkpoint
+				mark = job.Mark{Attempt: f.job.Attempt, Whole: !underWay(f.job), Again: underWay(f.job)}
+			}
+			if err := d.openLog(f, mark); err != nil {
 				return err
 			}
 		}
@@ -312,6 +322,12 @@ func (d *Dispatcher) saveDirty(ctx context.Context) error {
 // only then stores the builder's checkpoint.
 func (d *Dispatcher) save(ctx context.Context, name string, w *worker) error {
 	c := job.Checkpoint{Position: w.position, Hello: w.hello, Logs: make(map[job.ID]job.Mark)}
+	for r := range w.missing {
+		c.Missing = append(c.Missing, r)
+	}
+	if w.repeat != nil {
+		c.Repeat = &w.repeat.place
+	}
 	for id, f := range d.flights {
 		if f.job.Builder != name || f.log == nil {
 			continue
@@ -330,8 +346,20 @@ func (d *Dispatcher) save(ctx context.Context, name string, w *worker) error {
 	if err := d.cfg.Store.SaveCheckpoint(ctx, name, c); err != nil {
 		return fmt.Errorf("store checkpoint of %s: %w", name, err)
 	}
-	w.dirty, w.saved = false, w.position
+	w.dirty, w.saved, w.stored = false, w.position, w.read
 	return nil
+}
+
+// resume goes on where the last life of the sidecar left off.
+func (w *worker) resume(c job.Checkpoint) {
+	w.position, w.saved, w.hello = c.Position, c.Position, c.Hello
+	w.missing = make(map[pipe.JobRef]bool)
+	for _, r := range c.Missing {
+		w.missing[r] = true
+	}
+	if c.Repeat != nil {
+		w.repeat = &repeat{place: *c.Repeat}
+	}
 }
 
 // drain waits for the goroutines that Run started and lets them report.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -41,6 +42,7 @@ type machine struct {
 	owner      string
 	slots      int
 	events     []pipe.Event
+	said       []pipe.Generation // in which each was said
 	spool      map[string]string // key of a job's request → digest of its body
 	forgotten  map[string]bool   // acknowledged
 	runs       map[string]int    // key → executions
@@ -53,7 +55,14 @@ type machine struct {
 	cancels   map[string]int  // key of a job's request → requests to cancel it
 	held      map[string]bool // jobs that run and don't end by themselves
 	onCancel  func(job.ID)    // called before a request to cancel is looked at
-	oldRunner bool            // it has never heard of requests to cancel
+	oldRunner bool            // it has never heard of requests to cancel, to consume or to repeat
+
+	ended    map[string]pipe.Finished // key of a job's request → outcome
+	consumes []pipe.Position          // of requests to consume
+	repeats  []pipe.Position          // of requests to repeat
+	silent   pipe.Kind                // requests of that kind are never answered
+
+	beforeEnd func(id string, attempt int) // says what comes before an outcome
 
 	mute    int            // so many requests are carried out but not answered
 	refuse  []pipe.Refused // answers for the next requests about jobs
@@ -70,7 +79,7 @@ func newMachine() *machine {
 	m := &machine{
 		changed: make(chan struct{}), generation: "1-00000000", slots: 2,
 		inputs: map[string]string{}, systems: []string{"x86_64-linux"},
-		cancels: map[string]int{}, held: map[string]bool{},
+		cancels: map[string]int{}, held: map[string]bool{}, ended: map[string]pipe.Finished{},
 		spool: map[string]string{}, forgotten: map[string]bool{}, runs: map[string]int{},
 		outcome: func() pipe.Finished { return pipe.Finished{Status: pipe.StatusSucceeded, LogLength: 10} },
 	}
@@ -122,6 +131,7 @@ func (c *counter) Write(p []byte) (int, error) {
 func (m *machine) say(e pipe.Event) {
 	e.Seq, e.Time = uint64(len(m.events)+1), time.Now().UTC()
 	m.events = append(m.events, e)
+	m.said = append(m.said, m.generation)
 	close(m.changed)
 	m.changed = make(chan struct{})
 }
@@ -153,7 +163,9 @@ func (m *machine) Send(_ context.Context, data []byte) error {
 			m.mute--
 			return
 		}
-		m.say(e)
+		if h.Kind != m.silent {
+			m.say(e)
+		}
 	}
 	accepted := pipe.Event{Type: pipe.TypeAccepted, Accepted: &pipe.Accepted{Request: key}}
 	switch {
@@ -162,8 +174,17 @@ func (m *machine) Send(_ context.Context, data []byte) error {
 		answer(accepted)
 	case m.owner != "" && m.owner != h.Owner:
 		answer(pipe.Event{Type: pipe.TypeRefused, Refused: &pipe.Refused{Request: key, Reason: pipe.ReasonOwner, OwnedBy: m.owner, Retryable: true}})
-	case h.Kind == pipe.KindCancel && m.oldRunner:
-		m.say(pipe.Event{Type: pipe.TypeRefused, Refused: &pipe.Refused{Reason: pipe.ReasonMalformed, Message: "kind \"cancel\""}})
+	case (h.Kind == pipe.KindCancel || h.Kind == pipe.KindConsume || h.Kind == pipe.KindRepeat) && m.oldRunner:
+		m.say(pipe.Event{Type: pipe.TypeRefused, Refused: &pipe.Refused{Reason: pipe.ReasonMalformed, Message: "kind"}})
+	case h.Kind == pipe.KindConsume:
+		m.consumes = append(m.consumes, *h.Consumed)
+		answer(accepted)
+	case h.Kind == pipe.KindRepeat:
+		if !slices.Contains(m.repeats, *h.Consumed) {
+			m.generate()
+		}
+		m.repeats = append(m.repeats, *h.Consumed)
+		answer(accepted)
 	case h.Kind == pipe.KindCancel:
 		key = strings.Replace(key, "cancel/", "job/", 1)
 		m.cancels[key]++
@@ -200,13 +221,41 @@ func (m *machine) Send(_ context.Context, data []byte) error {
 	return nil
 }
 
+// generate begins a generation, in which all is told again.
+func (m *machine) generate() {
+	n, _ := m.generation.Number()
+	m.generation = pipe.Generation(fmt.Sprintf("%d-00000000", n+1))
+	m.hello()
+	for _, key := range slices.Sorted(maps.Keys(m.spool)) {
+		_, id, attempt := splitKey(key)
+		if m.forgotten[key] {
+			continue
+		}
+		m.say(pipe.Event{Type: pipe.TypeAccepted, Accepted: &pipe.Accepted{Request: key}})
+		if m.runs[key] > 0 {
+			m.tell(string(id), attempt)
+		}
+		if f, ok := m.ended[key]; ok {
+			if m.beforeEnd != nil {
+				m.beforeEnd(string(id), attempt)
+			}
+			m.say(pipe.Event{Type: pipe.TypeFinished, Job: string(id), Attempt: attempt, Finished: &f})
+		}
+	}
+}
+
+// tell says what a job's output was.
+func (m *machine) tell(id string, attempt int) {
+	m.say(pipe.Event{Type: pipe.TypeStarted, Job: id, Attempt: attempt, Started: &pipe.Started{Slot: 1}})
+	m.say(pipe.Event{Type: pipe.TypeLog, Job: id, Attempt: attempt, Log: &pipe.Log{Data: []byte("first\n")}})
+	m.say(pipe.Event{Type: pipe.TypeLog, Job: id, Attempt: attempt, Log: &pipe.Log{Offset: 6, Data: []byte("end\n")}})
+}
+
 func (m *machine) start(id string, attempt int) {
 	m.runs[fmt.Sprintf("job/%s/%d", id, attempt)]++
 	m.running++
 	m.mostAtOnce = max(m.mostAtOnce, m.running)
-	m.say(pipe.Event{Type: pipe.TypeStarted, Job: id, Attempt: attempt, Started: &pipe.Started{Slot: 1}})
-	m.say(pipe.Event{Type: pipe.TypeLog, Job: id, Attempt: attempt, Log: &pipe.Log{Data: []byte("first\n")}})
-	m.say(pipe.Event{Type: pipe.TypeLog, Job: id, Attempt: attempt, Log: &pipe.Log{Offset: 6, Data: []byte("end\n")}})
+	m.tell(id, attempt)
 	if m.hold {
 		m.held[fmt.Sprintf("job/%s/%d", id, attempt)] = true
 		return
@@ -219,6 +268,10 @@ func (m *machine) end(id string, attempt int) { m.finish(id, attempt, m.outcome(
 func (m *machine) finish(id string, attempt int, f pipe.Finished) {
 	delete(m.held, fmt.Sprintf("job/%s/%d", id, attempt))
 	m.running--
+	m.ended[fmt.Sprintf("job/%s/%d", id, attempt)] = f
+	if m.beforeEnd != nil {
+		m.beforeEnd(id, attempt)
+	}
 	m.say(pipe.Event{Type: pipe.TypeFinished, Job: id, Attempt: attempt, Finished: &f})
 }
 
@@ -226,12 +279,12 @@ func (m *machine) finish(id string, attempt int, f pipe.Finished) {
 func (m *machine) after(ctx context.Context, offset int64) []pipe.Entry {
 	for {
 		m.mu.Lock()
-		events, changed := m.events[offset:], m.changed
+		events, said, changed := m.events[offset:], m.said[offset:], m.changed
 		m.mu.Unlock()
 		if len(events) > 0 {
 			entries := make([]pipe.Entry, len(events))
 			for i, e := range events {
-				entries[i] = pipe.Entry{Event: e, Next: pipe.Position{Generation: m.generation, Offset: offset + int64(i) + 1}}
+				entries[i] = pipe.Entry{Event: e, Next: pipe.Position{Generation: said[i], Offset: offset + int64(i) + 1}}
 			}
 			return entries
 		}
@@ -256,6 +309,10 @@ type bench struct {
 	logs      map[job.ID]string // build.log as it was published
 	failing   []error           // what the next publishes return
 	skew      atomic.Int64      // of the clock
+
+	hole     func(pipe.Entry) bool // events that the link can't read
+	noticed  bool                  // and says so
+	oneByOne bool                  // the link reads one event at a time
 }
 
 func newBench(t *testing.T) *bench {
@@ -369,17 +426,56 @@ func (b *bench) link(ctx context.Context, d *Dispatcher) error {
 	if err != nil {
 		return err
 	}
+	b.vm.mu.Lock()
+	end := int64(len(b.vm.events))
+	b.vm.mu.Unlock()
+	caughtUp := false
 	for ctx.Err() == nil {
+		if !caughtUp && p.Offset >= end {
+			caughtUp = true
+			if err := d.CaughtUp(ctx, "vm"); err != nil {
+				return err
+			}
+		}
 		entries := b.vm.after(ctx, p.Offset)
 		if len(entries) == 0 {
 			break
 		}
-		if err := d.Entries(ctx, "vm", entries); err != nil {
-			return err
+		for _, batch := range b.readable(entries) {
+			if batch.damaged {
+				if b.noticed {
+					err = d.Damaged(ctx, "vm", p, errors.New("nothing but zeros"))
+				}
+			} else {
+				err = d.Entries(ctx, "vm", batch.entries)
+			}
+			if err != nil {
+				return err
+			}
+			p = batch.entries[len(batch.entries)-1].Next
 		}
-		p = entries[len(entries)-1].Next
 	}
 	return ctx.Err()
+}
+
+// A batch is what is read at once, or can't be.
+type batch struct {
+	entries []pipe.Entry
+	damaged bool
+}
+
+// readable cuts entries where they can't be read.
+func (b *bench) readable(entries []pipe.Entry) []batch {
+	var all []batch
+	for _, e := range entries {
+		damaged := b.hole != nil && b.hole(e)
+		if n := len(all); n > 0 && all[n-1].damaged == damaged && !b.oneByOne {
+			all[n-1].entries = append(all[n-1].entries, e)
+			continue
+		}
+		all = append(all, batch{[]pipe.Entry{e}, damaged})
+	}
+	return all
 }
 
 // until waits for a record to be as wanted.

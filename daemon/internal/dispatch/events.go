@@ -23,11 +23,10 @@ func (d *Dispatcher) Entries(ctx context.Context, builder string, entries []pipe
 			return err
 		}
 		for _, e := range entries {
-			if err := d.event(ctx, builder, w, e.Event); err != nil {
+			if err := d.event(ctx, builder, w, e); err != nil {
 				return fmt.Errorf("event %d of %s: %w", e.Event.Seq, builder, err)
 			}
-			w.position = e.Next
-			w.dirty = true
+			w.advance(e.Next)
 			if e.Event.Type == pipe.TypeHello {
 				// What a hello lists holds for its moment only: read again after
 				// a restart, it would count later jobs as lost.
@@ -40,32 +39,38 @@ func (d *Dispatcher) Entries(ctx context.Context, builder string, entries []pipe
 	})
 }
 
-func (d *Dispatcher) event(ctx context.Context, builder string, w *worker, e pipe.Event) error {
+func (d *Dispatcher) event(ctx context.Context, builder string, w *worker, entry pipe.Entry) error {
+	e := entry.Event
 	switch e.Type {
 	case pipe.TypeHello:
 		return d.hello(ctx, builder, w, *e.Hello)
 	case pipe.TypeAccepted:
-		return d.accepted(ctx, builder, w, e.Accepted.Request)
+		return d.accepted(ctx, builder, w, e.Accepted.Request, entry.Next.Generation)
 	case pipe.TypeRefused:
 		return d.refused(ctx, builder, w, *e.Refused)
 	default:
-		return d.jobEvent(ctx, builder, w, e)
+		return d.jobEvent(ctx, builder, w, entry)
 	}
 }
 
 // jobEvent takes what a builder says of a job.
-func (d *Dispatcher) jobEvent(ctx context.Context, builder string, w *worker, e pipe.Event) error {
+func (d *Dispatcher) jobEvent(ctx context.Context, builder string, w *worker, entry pipe.Entry) error {
+	e, in := entry.Event, entry.Next.Generation
 	f, ours := d.flights[job.ID(e.Job)]
 	if !ours || f.job.Builder != builder || f.job.Attempt != e.Attempt {
 		d.cfg.Log.Debug("event of a job that is not in flight here", zap.String("builder", builder),
 			zap.String("type", string(e.Type)), zap.String("id", e.Job), zap.Int("attempt", e.Attempt))
 		return nil
 	}
+	delete(w.missing, ref(f.job))
 	switch e.Type {
 	case pipe.TypeStarted:
 		return d.started(ctx, f, e)
 	case pipe.TypeLog:
-		if f.log == nil { // published already: a repeat
+		if !underWay(f.job) { // ended already: a repeat
+			return nil
+		}
+		if f.log.Lacks(e.Attempt, e.Log.Offset) > 0 && d.incomplete(builder, w, f, in, "a part of the output") {
 			return nil
 		}
 		if err := f.log.Append(e.Attempt, *e.Log); err != nil {
@@ -81,6 +86,11 @@ func (d *Dispatcher) jobEvent(ctx context.Context, builder string, w *worker, e 
 	case pipe.TypeArtifact:
 		return d.artifact(f, *e.Artifact)
 	case pipe.TypeFinished:
+		unnamed := e.Finished.Status == pipe.StatusSucceeded && len(f.job.Artifacts) < e.Finished.Artifacts
+		if underWay(f.job) && (unnamed || f.log.Lacks(e.Attempt, e.Finished.LogLength) > 0) &&
+			d.incomplete(builder, w, f, in, "all output and artifacts") {
+			return nil
+		}
 		return d.finished(ctx, builder, w, f, *e.Finished)
 	default: // of a later version of the protocol, and no more than a hint
 		return nil
@@ -93,17 +103,39 @@ func (d *Dispatcher) hello(ctx context.Context, builder string, w *worker, h pip
 		zap.String("runner", h.Runner), zap.Int("slots", h.Slots), zap.Strings("systems", h.Systems),
 		zap.Int64("free_bytes", h.Free), zap.String("generation", string(h.Generation)))
 	w.hello, w.why = &h, ""
-	for _, f := range d.order {
-		ref := pipe.JobRef{Job: string(f.job.ID), Attempt: f.job.Attempt}
-		if f.job.Builder != builder || f.job.State != job.Running || slices.Contains(h.Jobs, ref) {
-			continue
-		}
-		if err := d.interrupted(ctx, f, "the VM no longer knows the job: its data disk was lost or replaced"); err != nil {
-			return err
+	w.missing = make(map[pipe.JobRef]bool)
+	listed := make(map[pipe.JobRef]bool, len(h.Jobs))
+	for _, r := range h.Jobs {
+		listed[r] = true
+	}
+	for _, f := range slices.Clone(d.order) {
+		here := listed[ref(f.job)]
+		switch {
+		case f.job.Builder != builder:
+		case f.job.State == job.Sending && here:
+			// It has the job, and said so where we could not read it.
+			if err := d.update(ctx, f, job.Accepted, "the VM lists it", func(j *job.Job) { j.Why = "" }); err != nil {
+				return err
+			}
+		case f.job.State != job.Running || here:
+		case w.caughtUp:
+			if err := d.lost(ctx, builder, w, f); err != nil {
+				return err
+			}
+		default:
+			// The record may be ahead of what is read: after a checkpoint was
+			// lost, of a hello that is older than the job.
+			w.missing[ref(f.job)] = true
 		}
 	}
-	return nil
+	if err := d.ownerChanged(ctx, builder, w); err != nil || !w.caughtUp {
+		return err
+	}
+	return d.leftovers(ctx, builder, w)
 }
+
+// underWay reports that a VM has the job, or is about to.
+func underWay(j job.Job) bool { return j.State == job.Running || j.State == job.Sending }
 
 // splitKey takes apart the key of a request about a job.
 func splitKey(key string) (kind pipe.Kind, id job.ID, attempt int) {
@@ -116,33 +148,41 @@ func splitKey(key string) (kind pipe.Kind, id job.ID, attempt int) {
 	return pipe.Kind(k), job.ID(i), n
 }
 
-// answered ends the wait for an answer, if key is that of the request.
-func (w *worker) answered(key string) {
-	if w.waiting != nil && w.waiting.key == key {
-		w.waiting, w.unanswered = nil, 0
+// answered ends the wait for an answer, if key is that of the request, and
+// reports whether it is.
+func (w *worker) answered(key string) bool {
+	if w.waiting == nil || w.waiting.key != key {
+		return false
 	}
+	w.told = w.waiting.stored
+	w.waiting, w.unanswered = nil, 0
+	return true
 }
 
-// ownedBy notes whose the builder is now.
-func (w *worker) ownedBy(owner string) {
-	if w.hello != nil {
-		h := *w.hello // a copy: a checkpoint may hold the old one
-		h.Owner = owner
-		w.hello = &h
-	}
-}
-
-func (d *Dispatcher) accepted(ctx context.Context, builder string, w *worker, key string) error {
-	w.answered(key)
+// accepted takes an answer, which was said in a generation.
+func (d *Dispatcher) accepted(ctx context.Context, builder string, w *worker, key string, in pipe.Generation) error {
+	ours := w.answered(key)
 	if owner, ok := strings.CutPrefix(key, string(pipe.KindTakeOver)+"/"); ok {
-		w.ownedBy(owner)
-		w.tookOver = w.tookOver || owner == d.cfg.Owner
 		d.cfg.Log.Info("builder taken over", zap.String("builder", builder), zap.String("owner", owner))
+		return d.ownedBy(ctx, builder, w, owner)
+	}
+	if ours { // nobody else's is accepted
+		if err := d.ownedBy(ctx, builder, w, d.cfg.Owner); err != nil {
+			return err
+		}
+	}
+	if key == (pipe.Header{Kind: pipe.KindRepeat, Owner: d.cfg.Owner}).Key() {
+		d.repeatsNow(builder, w, in)
 		return nil
 	}
+	return d.acceptedJob(ctx, builder, w, key)
+}
+
+// acceptedJob takes the answer to a request about a job.
+func (d *Dispatcher) acceptedJob(ctx context.Context, builder string, w *worker, key string) error {
 	kind, id, attempt := splitKey(key)
 	if kind == pipe.KindAcknowledge {
-		w.acks = slices.DeleteFunc(w.acks, func(a *ack) bool { return a.id == id && a.attempt == attempt })
+		w.acks = slices.DeleteFunc(w.acks, func(a *ack) bool { return a.ref == pipe.JobRef{Job: string(id), Attempt: attempt} })
 	}
 	if f := d.flights[id]; kind == pipe.KindCancel && f != nil && f.job.Builder == builder && f.job.Attempt == attempt {
 		f.recalled = true
@@ -152,6 +192,7 @@ func (d *Dispatcher) accepted(ctx context.Context, builder string, w *worker, ke
 	if !ours || f.job.Builder != builder || f.job.Attempt != attempt {
 		return nil
 	}
+	delete(w.missing, ref(f.job))
 	switch {
 	case kind == pipe.KindJob && (f.job.State == job.Sending || f.job.Deferred()):
 		// Deferred after a refusal, it can be the answer to the same request
@@ -170,7 +211,7 @@ func (d *Dispatcher) accepted(ctx context.Context, builder string, w *worker, ke
 }
 
 func (d *Dispatcher) refused(ctx context.Context, builder string, w *worker, r pipe.Refused) error {
-	w.answered(r.Request)
+	asked := w.answered(r.Request)
 	kind, id, attempt := splitKey(r.Request)
 	f, ours := d.flights[id]
 	ours = ours && f.job.Builder == builder && f.job.Attempt == attempt
@@ -178,15 +219,18 @@ func (d *Dispatcher) refused(ctx context.Context, builder string, w *worker, r p
 		zap.String("reason", string(r.Reason)), zap.String("said", r.Message))
 
 	switch {
+	case r.Reason == pipe.ReasonOwner && r.OwnedBy == d.cfg.Owner:
+		d.stranger(builder, w, r)
 	case r.Reason == pipe.ReasonOwner:
-		w.ownedBy(r.OwnedBy)
-		w.refuse(d.cfg.Now(), d.cfg.RetryAfter)
-		log.Warn("request refused")
+		if asked {
+			log.Warn("request refused: the builder is another sidecar's")
+			w.refuse(d.cfg.Now(), d.cfg.RetryAfter)
+		}
+		if err := d.ownedBy(ctx, builder, w, r.OwnedBy); err != nil {
+			return err
+		}
 		if ours && kind == pipe.KindJob && f.job.State == job.Sending {
-			if f.job.Cancel != nil {
-				return d.cancelled(ctx, f, f.job.Cancel)
-			}
-			return d.update(ctx, f, job.Deferred, r.Message, func(j *job.Job) { j.Why = r.Message })
+			return d.withdrawn(ctx, f, r.Message)
 		}
 	case kind == pipe.KindJob && ours && f.job.State == job.Sending:
 		log.Warn("request refused")
@@ -207,10 +251,12 @@ func (d *Dispatcher) refused(ctx context.Context, builder string, w *worker, r p
 		}
 		w.refuse(d.cfg.Now(), d.cfg.RetryAfter)
 		return d.update(ctx, f, job.Deferred, r.Message, func(j *job.Job) { j.Why = r.Message })
-	case kind == pipe.KindAcknowledge && ours:
-		log.Warn("acknowledgement refused, trying again")
+	case kind == pipe.KindRepeat && asked:
+		d.repeatRefused(w, r, log)
+	case kind == pipe.KindAcknowledge && asked:
+		log.Warn("acknowledgement refused, trying again", zap.Duration("in", maxPause))
 		for _, a := range w.acks {
-			if a.id == id {
+			if a.ref == (pipe.JobRef{Job: string(id), Attempt: attempt}) {
 				a.notBefore = d.cfg.Now().Add(maxPause)
 			}
 		}
@@ -224,7 +270,7 @@ func (d *Dispatcher) refused(ctx context.Context, builder string, w *worker, r p
 }
 
 func (d *Dispatcher) started(ctx context.Context, f *flight, e pipe.Event) error {
-	if f.job.State != job.Running && f.job.State != job.Sending || !f.job.Started.IsZero() {
+	if !underWay(f.job) || !f.job.Started.IsZero() {
 		return nil
 	}
 	d.cfg.Log.Info("job started", zap.String("job", f.job.Name), zap.String("id", string(f.job.ID)),
@@ -240,7 +286,7 @@ func (d *Dispatcher) started(ctx context.Context, f *flight, e pipe.Event) error
 }
 
 func (d *Dispatcher) artifact(f *flight, a pipe.Artifact) error {
-	if f.job.State != job.Running && f.job.State != job.Sending {
+	if !underWay(f.job) {
 		return nil
 	}
 	if slices.ContainsFunc(f.job.Artifacts, func(b pipe.Artifact) bool { return a.Name == b.Name }) {
@@ -254,8 +300,12 @@ func (d *Dispatcher) artifact(f *flight, a pipe.Artifact) error {
 }
 
 func (d *Dispatcher) finished(ctx context.Context, builder string, w *worker, f *flight, r pipe.Finished) error {
-	if f.job.State != job.Running && f.job.State != job.Sending {
+	if !underWay(f.job) {
 		return nil
+	}
+	if n := len(f.job.Artifacts); r.Status == pipe.StatusSucceeded && n < r.Artifacts {
+		// Said twice, and short both times.
+		r.Status, r.Reason = pipe.StatusFailed, fmt.Sprintf("the VM named %d of its %d artifacts", n, r.Artifacts)
 	}
 	if err := f.log.Finish(r.LogLength); err != nil {
 		return fmt.Errorf("finish log of job %s: %w", f.job.ID, err)
@@ -314,6 +364,9 @@ func (d *Dispatcher) interrupted(ctx context.Context, f *flight, reason string) 
 		})
 	}
 	log.Warn("job interrupted, it runs again")
+	if w := d.workers[f.job.Builder]; w != nil {
+		w.acknowledge(ref(f.job)) // the next attempt may run elsewhere
+	}
 	return d.update(ctx, f, job.Interrupted, reason, nil)
 }
 

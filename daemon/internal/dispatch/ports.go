@@ -50,6 +50,8 @@ type Builder interface {
 type Log interface {
 	// Begin marks where an attempt's output begins. Repeated, it does nothing.
 	Begin(attempt int) error
+	// Lacks returns how much of an attempt's output before offset it doesn't have.
+	Lacks(attempt int, offset int64) int64
 	// Append adds what the log doesn't have yet.
 	Append(attempt int, l pipe.Log) error
 	// Finish hands out an unfinished last line. length is that of the
@@ -66,12 +68,16 @@ type Config struct {
 	TakeOver bool   // take over a VM that another sidecar owns
 
 	Store Store
+	// Damaged is what Store.Checkpoint wraps where it can't make sense of what it
+	// read. The VM then tells everything again.
+	Damaged error
 	// Body makes the Bash body of a job's request.
 	Body func(job.Job) ([]byte, error)
 	// Inputs writes what a job has besides its body, the same bytes each time;
 	// job.Job.Inputs describes them.
 	Inputs func(j job.Job, w io.Writer) error
-	// OpenLog opens a job's build.log, cut to mark.
+	// OpenLog opens a job's build.log, cut to mark, or to what a mark that was
+	// lost leaves of it.
 	OpenLog func(job.Job, job.Mark) (Log, error)
 	// Publish puts the outcome of a job into output/ and returns its folder
 	// there. Repeated after success, it changes nothing.
@@ -82,5 +88,6 @@ type Config struct {
 
 	AnswerTimeout time.Duration // a request unanswered for so long is written again
 	SyncEvery     time.Duration // checkpoints are stored so often while events come
+	ConsumeEvery  int64         // bytes of events that are stored before the VM is told, if there is no other request; 0: never
 	RetryAfter    time.Duration // first pause after a publish or a request that did not work
 }

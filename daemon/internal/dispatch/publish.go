@@ -80,7 +80,7 @@ func (d *Dispatcher) published(ctx context.Context, f *flight, folder string) er
 		}
 	}
 	if w := d.workers[f.job.Builder]; w != nil && f.job.Attempt > 0 {
-		w.acknowledge(f.job)
+		w.acknowledge(ref(f.job))
 		return nil
 	}
 	if f.job.Settled() {

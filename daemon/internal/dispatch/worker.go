@@ -31,16 +31,28 @@ type worker struct {
 	waiting     *request  // written, not yet answered
 	unanswered  int       // requests in a row that were not answered in time
 	acks        []*ack    // to be sent, in this order
-	tookOver    bool      // became the owner by asking, which happens once in its life
 	notBefore   time.Time // of the next request, after one that could not be written
 	claimBefore time.Time // no job is claimed before, after a refusal that may pass
 	refusals    int       // of jobs, in a row
+
+	// Bytes of events: read, of these stored, of these the VM was told about.
+	read, stored, told int64
+
+	owned     bool      // was ours since we started: it is taken over once, and not taken back
+	lost      string    // to whom, as was said
+	strangers time.Time // when it was last said that others write to it
+
+	caughtUp bool                 // all that it had said before we started is read
+	missing  map[pipe.JobRef]bool // job.Checkpoint.Missing
+
+	repeat   *repeat // what it has to be asked to tell again; nil: nothing
+	repeats  int     // in a row
+	repeated time.Time
 }
 
-// An ack tells the VM that it may forget a job.
+// An ack tells the VM that it may forget an attempt of a job.
 type ack struct {
-	id        job.ID
-	attempt   int
+	ref       pipe.JobRef
 	notBefore time.Time // refused, it waits and lets others pass
 }
 
@@ -48,15 +60,23 @@ type ack struct {
 type request struct {
 	key     string
 	written time.Time
+	stored  int64 // what of the events was stored then
 }
 
-func (w *worker) acknowledge(j job.Job) {
-	for _, a := range w.acks {
-		if a.id == j.ID {
-			return
-		}
+// advance notes how far events were read.
+func (w *worker) advance(to pipe.Position) {
+	n := to.Offset
+	if to.Generation == w.position.Generation {
+		n -= w.position.Offset
 	}
-	w.acks = append(w.acks, &ack{id: j.ID, attempt: j.Attempt})
+	w.read += max(0, n)
+	w.position, w.dirty = to, true
+}
+
+func (w *worker) acknowledge(r pipe.JobRef) {
+	if !slices.ContainsFunc(w.acks, func(a *ack) bool { return a.ref == r }) {
+		w.acks = append(w.acks, &ack{ref: r})
+	}
 }
 
 // nextAck returns an acknowledgement that may be sent now.
@@ -84,6 +104,9 @@ func (d *Dispatcher) Up(ctx context.Context, builder string) error {
 		}
 		w.up, w.why, w.waiting = true, "", nil
 		w.upSince, w.unanswered = d.cfg.Now(), 0
+		if w.repeat != nil {
+			w.repeat.notBefore = w.repeated
+		}
 		return nil
 	})
 }
@@ -124,21 +147,25 @@ func (d *Dispatcher) pumpWorker(ctx, work context.Context, name string, w *worke
 		w.waiting = nil
 		w.unanswered++
 	}
-	if !w.up || w.hello == nil || w.waiting != nil || now.Before(w.notBefore) {
+	if !w.up || w.waiting != nil || now.Before(w.notBefore) {
 		return nil
 	}
-	if owner := w.hello.Owner; owner != "" && owner != d.cfg.Owner {
-		switch {
-		case !d.cfg.TakeOver:
-			w.why = fmt.Sprintf("%s is owned by %s; set TAKE_OVER=Y to take it over on purpose", name, owner)
-			return nil
-		case w.tookOver:
-			w.why = fmt.Sprintf("%s was taken over by %s; only one of the two can have it", name, owner)
+	if w.hello == nil {
+		if w.repeatDue(now) { // its hello is among what can't be read
+			return d.askRepeat(ctx, work, name, w)
+		}
+		return nil
+	}
+	if w.foreign(d.cfg.Owner) {
+		if w.why = d.whose(name, w); w.why != "" {
 			return nil
 		}
 		return d.send(work, w, pipe.Header{Kind: pipe.KindTakeOver, Owner: d.cfg.Owner}, nil)
 	}
 	w.why = ""
+	if w.repeatDue(now) {
+		return d.askRepeat(ctx, work, name, w)
+	}
 	if f := d.nextCancel(name, now); f != nil {
 		return d.send(work, w, pipe.Header{
 			Kind: pipe.KindCancel, Owner: d.cfg.Owner, Job: string(f.job.ID), Attempt: f.job.Attempt,
@@ -146,8 +173,11 @@ func (d *Dispatcher) pumpWorker(ctx, work context.Context, name string, w *worke
 	}
 	if a := w.nextAck(now); a != nil {
 		return d.send(work, w, pipe.Header{
-			Kind: pipe.KindAcknowledge, Owner: d.cfg.Owner, Job: string(a.id), Attempt: a.attempt,
+			Kind: pipe.KindAcknowledge, Owner: d.cfg.Owner, Job: a.ref.Job, Attempt: a.ref.Attempt,
 		}, nil)
+	}
+	if d.cfg.ConsumeEvery > 0 && w.stored-w.told >= d.cfg.ConsumeEvery {
+		return d.send(work, w, pipe.Header{Kind: pipe.KindConsume, Owner: d.cfg.Owner}, nil)
 	}
 
 	busy := 0
@@ -211,6 +241,7 @@ func (d *Dispatcher) claim(ctx context.Context, name string, w *worker, f *fligh
 	}
 	f.job.Builder = previous
 	f.sent = f.sent && attempt == f.job.Attempt
+	f.gap = gap{}
 	return d.update(ctx, f, job.Claimed, "on "+name, func(j *job.Job) {
 		j.Builder, j.Attempt, j.Why = name, attempt, ""
 		j.Artifacts, j.Result, j.Started = nil, nil, time.Time{}
@@ -242,14 +273,14 @@ func (d *Dispatcher) sendJob(ctx, work context.Context, w *worker, f *flight) er
 // send writes a request; its answer comes as an event.
 func (d *Dispatcher) send(ctx context.Context, w *worker, h pipe.Header, body []byte) error {
 	// What is on disk, not what was read: the VM may forget all before it.
-	if consumed := w.saved; consumed.Generation != "" {
+	if consumed := w.saved; h.Consumed == nil && consumed.Generation != "" {
 		h.Consumed = &consumed
 	}
 	data, err := pipe.Marshal(h, body)
 	if err != nil {
 		return err
 	}
-	r := &request{key: h.Key(), written: d.cfg.Now()}
+	r := &request{key: h.Key(), written: d.cfg.Now(), stored: w.stored}
 	w.waiting = r
 	d.begin(ctx, func(ctx context.Context) error {
 		return w.builder.Send(ctx, data)
@@ -261,6 +292,9 @@ func (d *Dispatcher) send(ctx context.Context, w *worker, h pipe.Header, body []
 			zap.String("request", r.key), zap.Error(err))
 		w.waiting = nil
 		w.notBefore = d.cfg.Now().Add(d.cfg.RetryAfter)
+		if h.Kind == pipe.KindRepeat && w.repeat != nil {
+			w.repeat.notBefore = w.notBefore
+		}
 		return nil
 	})
 	return nil

@@ -118,7 +118,7 @@ func prepare(ctx context.Context, db *sql.DB, path string, migrations []string) 
 		return err
 	}
 	if check != "ok" {
-		return fmt.Errorf("%w: %s", errDamaged, check)
+		return fmt.Errorf("%w: %s", ErrDamaged, check)
 	}
 	if version > 0 && version < len(migrations) {
 		if err := backUp(ctx, db, backupName(path, version)); err != nil {
@@ -191,7 +191,7 @@ func fileExists(name string) bool {
 func advise(err error, path string) error {
 	moveAway := fmt.Sprintf("Move %s and the files whose names begin like it out of the state volume and start again: "+
 		"jobs that were under way are forgotten, output/ stays as it is.", path)
-	if errors.Is(err, errDamaged) {
+	if errors.Is(err, ErrDamaged) {
 		return hint.With(err, moveAway)
 	}
 	var e *sqlite.Error

@@ -13,8 +13,8 @@ import (
 	"osbuilder/pipe"
 )
 
-// errDamaged: what was read is not what was written.
-var errDamaged = errors.New("record is damaged")
+// ErrDamaged says: what was read is not what was written.
+var ErrDamaged = errors.New("record is damaged")
 
 // seal returns the digest of a row: of every column that decides anything, so
 // that a flipped bit in any of them shows. Lengths keep the parts apart.
@@ -30,7 +30,7 @@ func seal(kind, key string, revision int64, data []byte) []byte {
 
 func sealed(kind, key string, revision int64, data, digest []byte) error {
 	if !bytes.Equal(seal(kind, key, revision, data), digest) {
-		return fmt.Errorf("%w: its digest does not match", errDamaged)
+		return fmt.Errorf("%w: its digest does not match", ErrDamaged)
 	}
 	return nil
 }
@@ -47,10 +47,10 @@ func encodeJob(j job.Job) ([]byte, error) {
 func decodeJob(data []byte) (job.Job, error) {
 	var j job.Job
 	if err := json.Unmarshal(data, &j); err != nil {
-		return job.Job{}, fmt.Errorf("%w: %w", errDamaged, err)
+		return job.Job{}, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	if err := checkJob(j); err != nil {
-		return job.Job{}, fmt.Errorf("%w: %w", errDamaged, err)
+		return job.Job{}, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	return j, nil
 }

@@ -183,7 +183,7 @@ func (s *SQLite) Owner(ctx context.Context) (string, error) {
 		err = sealed(kindOwner, "", 0, owner, digest)
 	}
 	if err == nil && !ownerPattern.Match(owner) {
-		err = fmt.Errorf("%w: %q", errDamaged, owner)
+		err = fmt.Errorf("%w: %q", ErrDamaged, owner)
 	}
 	if err != nil {
 		return "", fmt.Errorf("read this installation's id: %w", err)
@@ -255,7 +255,7 @@ func (r row) decode() (job.Job, error) {
 		return job.Job{}, err
 	}
 	if string(j.ID) != r.id {
-		return job.Job{}, fmt.Errorf("%w: it is the record of job %s", errDamaged, j.ID)
+		return job.Job{}, fmt.Errorf("%w: it is the record of job %s", ErrDamaged, j.ID)
 	}
 	j.Revision = r.revision
 	return j, nil

@@ -55,7 +55,7 @@ func TestDamagedRecordsAreSetAside(t *testing.T) {
 			if len(jobs) != 2 || jobs[0].ID != "a" || jobs[1].ID != "c" {
 				t.Errorf("the sound ones: %v", jobs)
 			}
-			if len(damaged) != 1 || !strings.HasPrefix(string(damaged[0].ID), "b") || !errors.Is(damaged[0].Err, errDamaged) {
+			if len(damaged) != 1 || !strings.HasPrefix(string(damaged[0].ID), "b") || !errors.Is(damaged[0].Err, ErrDamaged) {
 				t.Errorf("the damaged ones: %v", damaged)
 			}
 			if _, damaged, err = s.List(t.Context(), "", 10); len(damaged) != 0 || err != nil {
@@ -82,11 +82,11 @@ func TestGetOfDamagedRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := s.Get(t.Context(), "a")
-	if !errors.Is(err, ErrNotFound) || !errors.Is(err, errDamaged) {
+	if !errors.Is(err, ErrNotFound) || !errors.Is(err, ErrDamaged) {
 		t.Errorf("first: %v", err)
 	}
 	_, err = s.Get(t.Context(), "a")
-	if !errors.Is(err, ErrNotFound) || errors.Is(err, errDamaged) {
+	if !errors.Is(err, ErrNotFound) || errors.Is(err, ErrDamaged) {
 		t.Errorf("then: %v", err)
 	}
 }
@@ -100,7 +100,7 @@ func TestDamagedCheckpoint(t *testing.T) {
 	if _, err := s.db.ExecContext(t.Context(), `UPDATE checkpoints SET builder = 'other'`); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := s.Checkpoint(t.Context(), "other"); !errors.Is(err, errDamaged) || got.Position != (pipe.Position{}) {
+	if got, err := s.Checkpoint(t.Context(), "other"); !errors.Is(err, ErrDamaged) || got.Position != (pipe.Position{}) {
 		t.Errorf("first: %v, %v", got, err)
 	}
 	if got, err := s.Checkpoint(t.Context(), "other"); err != nil || got.Position != (pipe.Position{}) {
@@ -116,7 +116,7 @@ func TestDamagedOwner(t *testing.T) {
 	if _, err := s.db.ExecContext(t.Context(), `UPDATE meta SET record = x'41'`); err != nil {
 		t.Fatal(err)
 	}
-	if owner, err := s.Owner(t.Context()); !errors.Is(err, errDamaged) {
+	if owner, err := s.Owner(t.Context()); !errors.Is(err, ErrDamaged) {
 		t.Errorf("%q, %v", owner, err)
 	}
 }

@@ -13,6 +13,11 @@ var (
 	// ErrDown says: there is no link to the VM, or it died under the call. Wrapped
 	// together with the cause, where one is known.
 	ErrDown = errors.New("the link to the VM is down")
+	// ErrDamaged says: pipe_out is not what the runner wrote. With the cause.
+	ErrDamaged = errors.New("pipe_out was damaged by other hands")
+	// ErrGone says: the file or the part of it where reading should go on is not
+	// there any more.
+	ErrGone = errors.New("events that were not read are gone")
 	// ErrShrunk says: a file of events became shorter than what was read of it.
 	ErrShrunk = errors.New("the file became shorter")
 	// ErrShort says: a file ended before the size that the VM gives for it, or the

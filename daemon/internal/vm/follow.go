@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -33,6 +35,8 @@ type follower struct {
 	log     *zap.Logger
 	onHello func(pipe.Hello)
 	noted   map[string]bool // what was complained about on this link
+	seen    *seen           // the last event; the Builder's
+	fresh   bool            // nothing was read before
 	buf     []byte          // of the last read, if nobody writes to it any more
 }
 
@@ -43,6 +47,8 @@ type generation struct {
 	id    pipe.Generation
 	hello pipe.Hello // of the current one only
 	final bool       // nothing will be appended
+	// broken: its first line can't be read, so its id is of our making.
+	broken error
 }
 
 // open opens the current generation and reads its hello.
@@ -58,6 +64,10 @@ func (f *follower) open(ctx context.Context) (*generation, error) {
 	switch {
 	case errors.Is(err, ErrDown):
 		return nil, err
+	case errors.Is(err, errBadHello):
+		// No reason to stay away: the runner can be asked for a new one.
+		g.broken, g.id = err, unknownGeneration()
+		return g, nil
 	case err != nil:
 		f.closeFile(ctx, g)
 		return nil, &RungError{RungPipe, fmt.Errorf("%s: %w", g.path, err)}
@@ -82,8 +92,21 @@ func (f *follower) closeFile(ctx context.Context, g *generation) {
 	_ = f.link.do(ctx, "close "+g.path, g.file.Close)
 }
 
-// errNoHello: the runner has made the file and not yet written its first line.
-var errNoHello = errors.New("no hello in it yet")
+var (
+	// errNoHello: the file's first line has no end. The runner's files appear
+	// with theirs, so somebody cut it; the runner will notice.
+	errNoHello = errors.New("no hello in it yet")
+	// errBadHello: the file's first line is not the runner's.
+	errBadHello = errors.New("read hello")
+)
+
+// unknownGeneration is a name of our own for a generation whose name can't be
+// read.
+func unknownGeneration() pipe.Generation {
+	var random [4]byte
+	_, _ = rand.Read(random[:]) // never fails, since Go 1.24
+	return pipe.Generation("1-" + hex.EncodeToString(random[:]))
+}
 
 func (f *follower) readHello(ctx context.Context, g *generation) (pipe.Hello, error) {
 	// As a rule it is a few hundred bytes; it can be longer, since it lists jobs.
@@ -95,9 +118,9 @@ func (f *follower) readHello(ctx context.Context, g *generation) (pipe.Hello, er
 		line, _, whole := bytes.Cut(head, []byte("\n"))
 		switch {
 		case len(head) > 0 && head[0] == 0:
-			return pipe.Hello{}, fmt.Errorf("read hello: %w", pipe.ErrPunched)
+			return pipe.Hello{}, fmt.Errorf("%w: %w", errBadHello, pipe.ErrPunched)
 		case !whole && len(head) == pipe.MaxLine:
-			return pipe.Hello{}, fmt.Errorf("read hello: %w", pipe.ErrLineTooLong)
+			return pipe.Hello{}, fmt.Errorf("%w: %w", errBadHello, pipe.ErrLineTooLong)
 		case !whole && len(head) == size:
 			continue
 		case !whole:
@@ -105,10 +128,10 @@ func (f *follower) readHello(ctx context.Context, g *generation) (pipe.Hello, er
 		}
 		e, err := pipe.ParseEvent(line)
 		if err != nil {
-			return pipe.Hello{}, fmt.Errorf("read hello: %w", err)
+			return pipe.Hello{}, fmt.Errorf("%w: %w", errBadHello, err)
 		}
 		if e.Type != pipe.TypeHello {
-			return pipe.Hello{}, fmt.Errorf("read hello: its first event is %q", e.Type)
+			return pipe.Hello{}, fmt.Errorf("%w: its first event is %q", errBadHello, e.Type)
 		}
 		return *e.Hello, nil
 	}
@@ -160,8 +183,12 @@ func (f *follower) run(ctx context.Context, current *generation, position pipe.P
 			f.closeFile(ctx, g)
 		}
 		finished = true
+		nameless := current.broken != nil
 		if current, err = f.next(ctx); err != nil {
 			return err
+		}
+		if nameless { // so it can't be said which generations come after it
+			position = pipe.Position{Generation: current.id}
 		}
 	}
 }
@@ -194,7 +221,8 @@ func (f *follower) next(ctx context.Context) (*generation, error) {
 // missed returns the closed generations that lie between position and the
 // current one, oldest first, and sets position to where to go on.
 func (f *follower) missed(ctx context.Context, current *generation, position *pipe.Position, finished bool) ([]*generation, error) {
-	if position.Generation == "" {
+	f.fresh = position.Generation == ""
+	if f.fresh || current.broken != nil {
 		*position = pipe.Position{Generation: current.id}
 	}
 	if position.Generation == current.id {
@@ -227,10 +255,16 @@ func (f *follower) missed(ctx context.Context, current *generation, position *pi
 		n, _ := b.id.Number()
 		return cmp.Compare(m, n)
 	})
-	if !found && !finished {
-		f.log.Warn("events of an old generation are gone; going on with the next one there is",
-			zap.String("generation", string(position.Generation)), zap.Int64("offset", position.Offset),
-			zap.String("current", string(current.id)))
+	switch {
+	case found || finished:
+	case from >= to:
+		f.log.Warn("the VM has another data disk, or an older one; going on with what it says now",
+			zap.String("generation", string(position.Generation)), zap.String("current", string(current.id)))
+	default:
+		err := fmt.Errorf("generation %s, from %d on: %w; the current one is %s", position.Generation, position.Offset, ErrGone, current.id)
+		if err := f.sink.Damaged(ctx, f.builder, *position, err); err != nil {
+			return nil, &sinkError{fmt.Errorf("damaged: %w", err)}
+		}
 	}
 	return old, nil
 }
@@ -239,13 +273,28 @@ func (f *follower) missed(ctx context.Context, current *generation, position *pi
 // one until the runner begins another. An error means that the link is of no
 // use any more.
 func (f *follower) follow(ctx context.Context, g *generation, position *pipe.Position, w *watcher) error {
-	s := pipe.Splitter{Offset: position.Offset}
-	offset := position.Offset // of the next read: behind the Splitter's by a line that isn't whole
-	err := f.notShrunk(ctx, g, offset)
-	if errors.Is(err, ErrShrunk) && g.final {
-		// The VM crashed before its disk had what we had read. What counts of it the runner repeats in the next one.
-		f.log.Warn("a crash of the VM took events that were read before", zap.Error(err))
+	size, err := f.size(ctx, g)
+	if err != nil {
+		return err
+	}
+	r := &reading{f: f, g: g, position: position, offset: position.Offset, size: size}
+	r.check = newChecker(*position, f.seen.after(*position))
+	r.check.unknown = func(line []byte, end int64, e pipe.Event, err error) {
+		f.note("unknown event passed over", string(e.Type), g, end, line, err)
+	}
+	r.check.passed = func(line []byte, end int64, err error) {
+		f.note("line that is no event passed over", "malformed", g, end, line, err)
+	}
+	switch {
+	case g.broken != nil:
+		err = r.damaged(ctx, &damage{0, g.broken})
+	case size < position.Offset && g.final:
+		// What counts of it the runner repeats in the next one.
+		f.log.Warn("events that were read before are gone from an old generation: a crash of the VM took them, or somebody cut it",
+			zap.Error(f.shrunk(g, size, position.Offset)))
 		return nil
+	case size < position.Offset:
+		err = r.damaged(ctx, &damage{position.Offset, f.shrunk(g, size, position.Offset)})
 	}
 	if err != nil {
 		return err
@@ -253,43 +302,33 @@ func (f *follower) follow(ctx context.Context, g *generation, position *pipe.Pos
 	pause := f.t.Busy
 	quiet := time.Duration(0) // polled so long without an event
 	woken := true
+	caughtUp := g.final
 	for {
-		data, end, err := f.read(ctx, g, maxPacket, offset)
-		if err != nil {
+		n, end, err := r.more(ctx)
+		if err != nil || r.given {
 			return err
 		}
-		if len(data) > 0 {
-			offset += int64(len(data))
-			err := f.deliver(ctx, g, &s, data, position)
-			if g.final && (errors.Is(err, pipe.ErrPunched) || errors.Is(err, pipe.ErrLineTooLong)) {
-				// Nobody will mend it, and what counts of it the runner repeats in the next one.
-				f.log.Warn("the rest of an old generation can't be read; going on with the next one", zap.Error(err))
-				return nil
-			}
-			if err != nil {
-				return err
-			}
+		if n > 0 {
 			if !woken {
 				w.doubt()
 			}
 			pause, quiet, woken = f.t.Busy, 0, true
 		}
+		if !caughtUp && r.offset >= size {
+			caughtUp = true
+			if err := f.sink.CaughtUp(ctx, f.builder); err != nil {
+				return &sinkError{fmt.Errorf("caught up: %w", err)}
+			}
+		}
 		if !end {
 			continue
 		}
 		if g.final {
-			if offset > s.Offset {
-				f.log.Warn("the last line of a generation was cut off", zap.String("file", g.path),
-					zap.Int64("offset", s.Offset), zap.Int64("bytes", offset-s.Offset))
-			}
-			return nil
+			return r.close(ctx)
 		}
-		if len(data) == 0 && quiet >= f.t.Idle {
+		if n == 0 && quiet >= f.t.Idle {
 			// At rest. Only now is it worth asking whether this is still the current file.
-			if err := f.notShrunk(ctx, g, offset); err != nil {
-				return err
-			}
-			if g.final, err = f.closed(ctx, g); err != nil {
+			if err := r.look(ctx); err != nil {
 				return err
 			}
 			if g.final {
@@ -303,11 +342,140 @@ func (f *follower) follow(ctx context.Context, g *generation, position *pipe.Pos
 		if _, err := f.wait(ctx, pause, nil); err != nil {
 			return err
 		}
-		if len(data) == 0 {
+		if n == 0 {
 			quiet += pause
 			pause *= 2
 		}
 	}
+}
+
+// A reading is one generation being read.
+type reading struct {
+	f        *follower
+	g        *generation
+	check    *checker
+	position *pipe.Position // behind the last sound line
+	offset   int64          // of the next read: behind position by a line that isn't whole
+	size     int64          // of the file, when reading it began
+	missing  bool           // pipe_out was not there when we looked
+	given    bool           // the rest of an old generation can't be read
+}
+
+// more reads what there is, in one read, and reports how much that was and
+// whether it met the end.
+func (r *reading) more(ctx context.Context) (int, bool, error) {
+	data, end, err := r.f.read(ctx, r.g, maxPacket, r.offset)
+	if err != nil || len(data) == 0 {
+		return 0, end, err
+	}
+	n := len(data)
+	r.offset += int64(n)
+	entries, broken := r.check.push(data)
+	for _, e := range entries {
+		if e.Event.Type == pipe.TypeHello && !r.g.final {
+			r.f.onHello(*e.Event.Hello) // a runner that was started anew says it again
+		}
+	}
+	if len(entries) > 0 {
+		if err := r.f.sink.Entries(ctx, r.f.builder, entries); err != nil {
+			return n, end, &sinkError{fmt.Errorf("entries: %w", err)}
+		}
+		last := entries[len(entries)-1]
+		*r.f.seen = seen{last.Next, last.Event.Seq}
+	}
+	r.position.Offset = r.check.sound()
+	if broken != nil {
+		return n, end, r.damaged(ctx, broken)
+	}
+	return n, end, nil
+}
+
+// damaged tells the Sink, and goes on behind the damage. The runner is going
+// to tell everything again in a generation that it begins for it; of what
+// follows here, the answers to requests count.
+func (r *reading) damaged(ctx context.Context, d *damage) error {
+	place := pipe.Position{Generation: r.g.id, Offset: d.offset}
+	reason := fmt.Errorf("%s, generation %s, at %d: %w: %w", r.g.path, r.g.id, d.offset, ErrDamaged, d.err)
+	if r.f.fresh && d.offset < r.size && errors.Is(d.err, pipe.ErrPunched) {
+		// The runner frees what was read; without a checkpoint that is what we meet.
+		reason = fmt.Errorf("%s, generation %s, at %d: %w: they were read before, and that is not on record here", r.g.path, r.g.id, d.offset, ErrGone)
+	}
+	// What is written from now on may be the answer to what the Sink asks for.
+	size, err := r.f.size(ctx, r.g)
+	if err != nil {
+		return err
+	}
+	if err := r.f.sink.Damaged(ctx, r.f.builder, place, reason); err != nil {
+		return &sinkError{fmt.Errorf("damaged: %w", err)}
+	}
+	if r.g.final {
+		r.given = true
+		return nil
+	}
+	tail := false
+	if size > 0 {
+		last, _, err := r.f.read(ctx, r.g, 1, size-1)
+		if err != nil {
+			return err
+		}
+		tail = string(last) != "\n"
+	}
+	r.check.skip(size, tail)
+	r.offset, r.position.Offset = size, size
+	return nil
+}
+
+// look is what is done at rest: is the file what it was, and still the
+// current one?
+func (r *reading) look(ctx context.Context) error {
+	if d := r.check.rest(); d != nil {
+		return r.damaged(ctx, d)
+	}
+	size, err := r.f.size(ctx, r.g)
+	if err != nil {
+		return err
+	}
+	if size < r.offset {
+		return r.damaged(ctx, &damage{r.position.Offset, r.f.shrunk(r.g, size, r.offset)})
+	}
+	final, missing, err := r.f.closed(ctx, r.g, size)
+	if err != nil {
+		return err
+	}
+	r.g.final = final
+	if missing && !r.missing {
+		// The runner notices it too, though not at once.
+		err = r.damaged(ctx, &damage{r.position.Offset, errors.New("it was removed")})
+	}
+	r.missing = missing
+	return err
+}
+
+// close ends the reading of an old generation.
+func (r *reading) close(ctx context.Context) error {
+	if d := r.check.rest(); d != nil {
+		return r.damaged(ctx, d)
+	}
+	if at := r.check.sound(); r.offset > at {
+		r.f.log.Warn("the last line of a generation was cut off", zap.String("file", r.g.path),
+			zap.Int64("offset", at), zap.Int64("bytes", r.offset-at))
+	}
+	return nil
+}
+
+// A seen is the number of the last event that was read, and the place behind
+// it. It outlives the link.
+type seen struct {
+	at  pipe.Position
+	seq uint64
+}
+
+// after returns the number of the event before a place, 0 if it isn't known.
+func (s *seen) after(at pipe.Position) uint64 {
+	if s.at != at {
+		return 0
+	}
+	return s.seq
 }
 
 // rest waits for the watcher's word, or for the next poll, and reports which
@@ -335,61 +503,61 @@ func (f *follower) wait(ctx context.Context, d time.Duration, wake <-chan struct
 	}
 }
 
-func (f *follower) notShrunk(ctx context.Context, g *generation, offset int64) error {
+// size returns how long the file is that is open.
+func (f *follower) size(ctx context.Context, g *generation) (int64, error) {
 	info, err := call(ctx, f.link, f.t.Call, "look at "+g.path, g.file.Stat)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	if info.Size() < offset {
-		return fmt.Errorf("%s, generation %s: %w: %d bytes, read up to %d", g.path, g.id, ErrShrunk, info.Size(), offset)
-	}
-	return nil
+	return info.Size(), nil
+}
+
+func (f *follower) shrunk(g *generation, size, offset int64) error {
+	return fmt.Errorf("%s, generation %s: %w: %d bytes, read up to %d", g.path, g.id, ErrShrunk, size, offset)
 }
 
 // closed reports whether the runner has begun another generation, or is about
-// to: first it gives the file of this one its lasting name.
-func (f *follower) closed(ctx context.Context, g *generation) (bool, error) {
-	name := path.Join(f.dir, g.id.File())
-	err := f.link.do(ctx, "look for "+name, func() error {
-		_, err := f.link.sftp.Lstat(name)
-		return err
-	})
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+// to: first it gives the file of this one its lasting name. One that somebody
+// removed can't get it; then the name pipe_out leads elsewhere, or nowhere for
+// a while, which is reported too. size is that of the file that is open.
+func (f *follower) closed(ctx context.Context, g *generation, size int64) (final, missing bool, err error) {
+	if g.broken == nil {
+		switch _, err := f.lstat(ctx, path.Join(f.dir, g.id.File())); {
+		case err == nil:
+			return true, false, nil
+		case !errors.Is(err, fs.ErrNotExist):
+			return false, false, err
+		}
 	}
-	return err == nil, err
+	name := path.Join(f.dir, pipe.Out)
+	info, err := f.lstat(ctx, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, true, nil
+	}
+	if err != nil || g.broken == nil && info.Size() == size {
+		return false, false, err
+	}
+	// It grew meanwhile, or is another one.
+	now := &generation{path: name}
+	if err := f.openFile(ctx, now); err != nil {
+		if errors.Is(err, ErrDown) || ctx.Err() != nil {
+			return false, false, err
+		}
+		return false, false, nil // removed meanwhile, or no file: the next look will tell
+	}
+	defer f.closeFile(ctx, now)
+	hello, err := f.readHello(ctx, now)
+	switch {
+	case errors.Is(err, ErrDown), ctx.Err() != nil:
+		return false, false, err
+	case err != nil:
+		return false, false, nil // nobody's generation yet; the runner will begin one
+	}
+	return hello.Generation != g.id, false, nil
 }
 
-// deliver hands the events in data to the Sink. What can't be read as an
-// event is passed over, once with a word about it: a newer runner may say
-// more than we understand.
-func (f *follower) deliver(ctx context.Context, g *generation, s *pipe.Splitter, data []byte, position *pipe.Position) error {
-	var entries []pipe.Entry
-	broken := s.Push(data, func(line []byte, end int64) error {
-		e, err := pipe.ParseEvent(line)
-		switch {
-		case errors.Is(err, pipe.ErrUnknownType):
-			f.note("unknown event passed over", string(e.Type), g, end, line, err)
-		case err != nil:
-			f.note("line that is no event passed over", "malformed", g, end, line, err)
-		default:
-			if e.Type == pipe.TypeHello && !g.final {
-				f.onHello(*e.Hello) // a runner that was started anew says it again
-			}
-			entries = append(entries, pipe.Entry{Event: e, Next: pipe.Position{Generation: g.id, Offset: end}})
-		}
-		return nil
-	})
-	if len(entries) > 0 {
-		if err := f.sink.Entries(ctx, f.builder, entries); err != nil {
-			return &sinkError{fmt.Errorf("entries: %w", err)}
-		}
-	}
-	position.Offset = s.Offset
-	if broken != nil {
-		return fmt.Errorf("%s, generation %s: %w", g.path, g.id, broken)
-	}
-	return nil
+func (f *follower) lstat(ctx context.Context, name string) (fs.FileInfo, error) {
+	return call(ctx, f.link, f.t.Call, "look for "+name, func() (fs.FileInfo, error) { return f.link.sftp.Lstat(name) })
 }
 
 // note logs a message the first time that it is about key.

@@ -198,8 +198,8 @@ func TestFollowOldGenerations(t *testing.T) {
 		if diff := cmp.Diff(want, r.sink.texts()); diff != "" {
 			t.Error(diff)
 		}
-		if r.logs.FilterMessageSnippet("are gone").Len() != 0 {
-			t.Error("a warning though nothing is gone")
+		if len(r.sink.damages) != 0 {
+			t.Errorf("damages %v though nothing is gone", r.sink.damages)
 		}
 	})
 	t.Run("the position's is gone", func(t *testing.T) {
@@ -215,8 +215,8 @@ func TestFollowOldGenerations(t *testing.T) {
 		if diff := cmp.Diff(want, r.sink.texts()); diff != "" {
 			t.Error(diff)
 		}
-		if r.logs.FilterMessageSnippet("are gone").Len() != 1 {
-			t.Error("no warning")
+		if d := r.sink.untilDamaged(t, 1); d.place != after[7] || !errors.Is(d.reason, vm.ErrGone) {
+			t.Errorf("damage at %v: %v", d.place, d.reason)
 		}
 	})
 	t.Run("of another disk", func(t *testing.T) {
@@ -245,7 +245,7 @@ func TestFollowOldGenerations(t *testing.T) {
 		if diff := cmp.Diff([]string{"11 first", "11 second"}, r.sink.texts()); diff != "" {
 			t.Error(diff)
 		}
-		if r.logs.FilterMessageSnippet("a crash of the VM").Len() != 1 {
+		if r.logs.FilterMessageSnippet("gone from an old generation").Len() != 1 {
 			t.Error("no warning")
 		}
 	})
@@ -260,8 +260,8 @@ func TestFollowOldGenerations(t *testing.T) {
 		if diff := cmp.Diff([]string{"11 first", "11 second"}, r.sink.texts()); diff != "" {
 			t.Error(diff)
 		}
-		if r.logs.FilterMessageSnippet("can't be read").Len() != 1 {
-			t.Error("no warning")
+		if d := r.sink.untilDamaged(t, 1); d.place != after[9] || !errors.Is(d.reason, pipe.ErrPunched) {
+			t.Errorf("damage at %v: %v", d.place, d.reason)
 		}
 	})
 	t.Run("the old one ends within a line", func(t *testing.T) {
@@ -317,11 +317,18 @@ func TestFollowNoticesNewGeneration(t *testing.T) {
 
 func TestFollowPassesOverWhatItCannotRead(t *testing.T) {
 	r, p := up(t, quick)
-	p.Raw([]byte("no event\n{\"seq\":2,\"time\":\"2026-01-01T00:00:00Z\",\"type\":\"telepathy\"}\n\n"))
-	p.Raw([]byte("nor this\n{\"seq\":3,\"time\":\"2026-01-01T00:00:00Z\",\"type\":\"telepathy\"}\n"))
-	p.Append(vmtest.LogEvent("a-job", 0, "goes on"))
+	for seq := range uint64(2) {
+		p.Raw(fmt.Appendf(nil, "{\"seq\":%d,\"time\":\"2026-01-01T00:00:00Z\",\"type\":\"telepathy\"}\n", seq+2))
+		p.Skip(1)
+	}
+	// Torn by a full disk, ended with the next event, and the numbers go on.
+	p.Append(vmtest.LogEvent("a-job", 0, "one"))
+	p.Raw([]byte("{\"seq\":5,\"ti\n"))
+	p.Append(vmtest.LogEvent("a-job", 3, "two"))
+	p.Raw([]byte("{\"se\n"))
+	p.Append(vmtest.LogEvent("a-job", 6, "three"))
 	r.sink.untilAt(t, p.End())
-	if diff := cmp.Diff([]string{"goes on"}, r.sink.texts()); diff != "" {
+	if diff := cmp.Diff([]string{"one", "two", "three"}, r.sink.texts()); diff != "" {
 		t.Error(diff)
 	}
 	for _, message := range []string{"unknown event passed over", "line that is no event passed over"} {
@@ -329,28 +336,196 @@ func TestFollowPassesOverWhatItCannotRead(t *testing.T) {
 			t.Errorf("%d lines %q, want 1", n, message)
 		}
 	}
+	if len(r.sink.damages) > 0 {
+		t.Errorf("damages %v", r.sink.damages)
+	}
 }
 
-func TestFollowReportsWhatMustNotBe(t *testing.T) {
+// What other hands do to the file that is being read: it is told once, with
+// its place, and what the VM says afterwards is read all the same.
+func TestFollowReportsOtherHands(t *testing.T) {
 	for name, test := range map[string]struct {
-		harm func(*vmtest.Pipe)
-		want error
+		harm func(*testing.T, *vmtest.Server, *vmtest.Pipe)
+		want error // besides vm.ErrDamaged
+		says string
 	}{
-		"punched":  {func(p *vmtest.Pipe) { p.Raw(make([]byte, 4096)) }, pipe.ErrPunched},
-		"shrunk":   {func(p *vmtest.Pipe) { p.Truncate(p.End().Offset - 40) }, vm.ErrShrunk},
-		"too long": {func(p *vmtest.Pipe) { p.Raw([]byte(strings.Repeat("x", pipe.MaxLine+1))) }, pipe.ErrLineTooLong},
+		"punched at the end": {func(_ *testing.T, _ *vmtest.Server, p *vmtest.Pipe) { p.Raw(make([]byte, 4096)) }, pipe.ErrPunched, "punched"},
+		"punched in the middle": {func(_ *testing.T, _ *vmtest.Server, p *vmtest.Pipe) {
+			p.Raw(make([]byte, 4096))
+			p.Raw(fmt.Append(nil, "of a line\n"))
+		}, pipe.ErrPunched, "punched"},
+		"cut":     {func(_ *testing.T, _ *vmtest.Server, p *vmtest.Pipe) { p.Truncate(p.End().Offset - 40) }, vm.ErrShrunk, "became shorter"},
+		"emptied": {func(_ *testing.T, _ *vmtest.Server, p *vmtest.Pipe) { p.Truncate(0) }, vm.ErrShrunk, "0 bytes"},
+		"a line without an end": {func(_ *testing.T, _ *vmtest.Server, p *vmtest.Pipe) {
+			p.Raw([]byte(strings.Repeat("x", pipe.MaxLine+1)))
+		}, pipe.ErrLineTooLong, "too long"},
+		"garbage": {func(_ *testing.T, _ *vmtest.Server, p *vmtest.Pipe) { p.Raw([]byte("hello?\n")) }, pipe.ErrEvent, "malformed"},
+		"lines taken out": {func(_ *testing.T, _ *vmtest.Server, p *vmtest.Pipe) {
+			p.Skip(3)
+			p.Append(vmtest.LogEvent("a-job", 0, "after a gap"))
+		}, pipe.ErrEvent, "number 6 follows number 2"},
+		"removed": {func(t *testing.T, s *vmtest.Server, _ *vmtest.Pipe) {
+			if err := os.Remove(filepath.Join(s.Dir(), pipe.Out)); err != nil {
+				t.Fatal(err)
+			}
+		}, nil, "removed"},
+		"the folder removed": {func(t *testing.T, s *vmtest.Server, _ *vmtest.Pipe) {
+			if err := os.RemoveAll(s.Dir()); err != nil {
+				t.Fatal(err)
+			}
+		}, nil, "removed"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r, p := up(t, quick)
 			good := p.Append(vmtest.LogEvent("a-job", 0, "good"))
 			r.sink.untilAt(t, good)
-			test.harm(p)
-			r.sink.until(t, name, func(s *sink) bool {
-				return len(s.reasons) > 0 && errors.Is(s.reasons[0], test.want) && s.position == good
-			})
-			r.sink.untilUp(t, 2) // it is tried again
+			test.harm(t, r.srv, p)
+			d := r.sink.untilDamaged(t, 1)
+			if d.place != good || !errors.Is(d.reason, vm.ErrDamaged) || test.want != nil && !errors.Is(d.reason, test.want) ||
+				!strings.Contains(d.reason.Error(), test.says) {
+				t.Errorf("damage at %v: %v", d.place, d.reason)
+			}
+			if err := os.MkdirAll(r.srv.Dir(), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			p.Lose(nil)
+			p.Append(vmtest.LogEvent("a-job", 0, "told again"))
+			r.sink.untilAt(t, p.End())
+			if texts := r.sink.texts(); texts[len(texts)-1] != "told again" {
+				t.Errorf("texts %q", texts)
+			}
+			if len(r.sink.damages) != 1 || r.sink.ups != 1 {
+				t.Errorf("%d links, damages %v", r.sink.ups, r.sink.damages)
+			}
 		})
 	}
+}
+
+// Answers that come behind the damage, in the same generation, are read.
+func TestFollowReadsOnBehindDamage(t *testing.T) {
+	r, p := up(t, quick)
+	for i := range 2 {
+		p.Raw(make([]byte, 300_000)) // more than one read
+		p.Raw([]byte("rest of a line\n"))
+		p.Append(lines(100)...)
+		r.sink.untilDamaged(t, i+1)
+		p.Append(vmtest.LogEvent("a-job", 0, fmt.Sprint("behind ", i)))
+		r.sink.untilAt(t, p.End())
+	}
+	// What lies between the damage and the file's end when it was found is no
+	// loss: it is told again.
+	var behind []string
+	for _, text := range r.sink.texts() {
+		if strings.HasPrefix(text, "behind") {
+			behind = append(behind, text)
+		}
+	}
+	if diff := cmp.Diff([]string{"behind 0", "behind 1"}, behind); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// Numbers go on over a new link: what was taken out in the meantime is missed.
+func TestFollowMissesLinesAfterACut(t *testing.T) {
+	r, p := up(t, quick)
+	at := p.Append(lines(3)...)
+	r.sink.untilAt(t, at)
+	r.srv.Refuse()
+	p.Skip(1)
+	p.Append(vmtest.LogEvent("a-job", 9, "after a gap"))
+	r.srv.Listen()
+	if d := r.sink.untilDamaged(t, 1); d.place != at || !strings.Contains(d.reason.Error(), "number 6 follows number 4") {
+		t.Errorf("damage at %v: %v", d.place, d.reason)
+	}
+}
+
+// The first line is not the runner's: no reason to stay away, since only a
+// request can mend it.
+func TestFollowWithoutHello(t *testing.T) {
+	for name, test := range map[string]struct {
+		harm func(*vmtest.Pipe)
+		says string
+	}{
+		"garbage":       {func(p *vmtest.Pipe) { p.Overwrite(0, []byte("nonsense")) }, "malformed event"},
+		"punched":       {func(p *vmtest.Pipe) { p.Overwrite(0, make([]byte, 100)) }, "punched"},
+		"no end":        {func(p *vmtest.Pipe) { p.Overwrite(0, []byte(strings.Repeat("x", pipe.MaxLine+5))) }, "too long"},
+		"another event": {func(p *vmtest.Pipe) { p.Overwrite(0, logLine()) }, `first event is "log"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := vmtest.New(t)
+			p := vmtest.NewPipe(t, srv.Dir())
+			p.Append(vmtest.LogEvent("a-job", 0, "before"))
+			p.Rotate(nil)
+			from := p.Append(lines(3)...)
+			test.harm(p)
+			r := start(t, srv, newSink(from), quick)
+			d := r.sink.untilDamaged(t, 1)
+			if _, valid := d.place.Generation.Number(); !valid || d.place.Generation == from.Generation ||
+				!errors.Is(d.reason, vm.ErrDamaged) || !strings.Contains(d.reason.Error(), test.says) {
+				t.Errorf("damage at %v: %v", d.place, d.reason)
+			}
+			if err := r.b.Send(t.Context(), []byte("true\n")); err != nil {
+				t.Errorf("Send: %v", err)
+			}
+			p.Lose(nil)
+			p.Append(vmtest.LogEvent("a-job", 0, "told again"))
+			r.sink.untilAt(t, p.End())
+			if diff := cmp.Diff([]string{"told again"}, r.sink.texts()); diff != "" || len(r.sink.damages) != 1 {
+				t.Errorf("damages %v, texts (-want +got):\n%s", r.sink.damages, diff)
+			}
+		})
+	}
+}
+
+// logLine is a line that is as long as it has to be, and no hello.
+func logLine() []byte {
+	line, err := pipe.MarshalEvent(pipe.Event{
+		Seq: 1, Time: time.Unix(0, 0).UTC(), Type: pipe.TypeLog, Job: "a-job", Attempt: 1, Log: &pipe.Log{Data: []byte("x")},
+	})
+	if err != nil {
+		panic(err)
+	}
+	return line
+}
+
+// A reader that knows nothing of what was read before meets what the runner
+// has freed.
+func TestFollowFromNothingMeetsAHole(t *testing.T) {
+	srv := vmtest.New(t)
+	p := vmtest.NewPipe(t, srv.Dir())
+	p.Append(lines(2)...)
+	sound := p.End()
+	p.Raw(make([]byte, 1<<20))
+	p.Raw([]byte("rest of a line\n"))
+	p.Append(lines(3)...)
+	r := start(t, srv, newSink(pipe.Position{}), quick)
+	d := r.sink.untilDamaged(t, 1)
+	if d.place != sound || !errors.Is(d.reason, vm.ErrGone) || errors.Is(d.reason, vm.ErrDamaged) {
+		t.Errorf("damage at %v: %v", d.place, d.reason)
+	}
+}
+
+// The Sink is told once when it has all that there was.
+func TestFollowTellsThatItCaughtUp(t *testing.T) {
+	srv := vmtest.New(t)
+	p := vmtest.NewPipe(t, srv.Dir())
+	for range 3 { // more than one read
+		p.Append(lines(1000)...)
+	}
+	s := newSink(pipe.Position{})
+	s.block = make(chan struct{})
+	r := start(t, srv, s, quick)
+	s.until(t, "an event on its way", func(s *sink) bool { return s.taking })
+	if s.caughtUp > 0 {
+		t.Error("caught up with nothing")
+	}
+	close(s.block)
+	s.until(t, "all", func(s *sink) bool { return s.caughtUp == 1 && s.position == p.End() })
+	p.Rotate(nil)
+	p.Append(lines(3)...)
+	s.until(t, "the next generation", func(s *sink) bool { return s.caughtUp == 2 && s.position == p.End() })
+	r.srv.Cut()
+	s.until(t, "the next link", func(s *sink) bool { return s.caughtUp == 3 && s.ups == 2 })
 }
 
 func TestSinkErrorEndsRun(t *testing.T) {

@@ -43,6 +43,15 @@ type sink struct {
 	block    chan struct{} // Entries waits for it, if not nil
 	deaf     bool          // and for nothing else
 	taking   bool          // Entries was called
+
+	caughtUp int // calls
+	damages  []damaged
+}
+
+// damaged is one call of Damaged.
+type damaged struct {
+	place  pipe.Position
+	reason error
 }
 
 func newSink(from pipe.Position) *sink { return &sink{position: from, changed: make(chan struct{})} }
@@ -94,6 +103,22 @@ func (s *sink) Entries(ctx context.Context, _ string, entries []pipe.Entry) erro
 	return nil
 }
 
+func (s *sink) CaughtUp(context.Context, string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.caughtUp++
+	s.tell()
+	return nil
+}
+
+func (s *sink) Damaged(_ context.Context, _ string, place pipe.Position, reason error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.damages = append(s.damages, damaged{place, reason})
+	s.tell()
+	return nil
+}
+
 func (s *sink) Down(_ context.Context, _ string, reason error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -120,7 +145,7 @@ func (s *sink) until(t *testing.T, what string, ok func(*sink) bool) {
 		case <-timer.C:
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			t.Fatalf("waited in vain for %s: %d entries, %d ups, downs %v", what, len(s.entries), s.ups, s.reasons)
+			t.Fatalf("waited in vain for %s: %d entries, %d ups, downs %v, damages %v", what, len(s.entries), s.ups, s.reasons, s.damages)
 		}
 	}
 }
@@ -128,6 +153,19 @@ func (s *sink) until(t *testing.T, what string, ok func(*sink) bool) {
 func (s *sink) untilUp(t *testing.T, n int) {
 	t.Helper()
 	s.until(t, fmt.Sprintf("up number %d", n), func(s *sink) bool { return s.ups >= n })
+}
+
+// untilDamaged waits for that many damages and returns the last.
+func (s *sink) untilDamaged(t *testing.T, n int) damaged {
+	t.Helper()
+	var last damaged
+	s.until(t, fmt.Sprint("damage number ", n), func(s *sink) bool {
+		if len(s.damages) >= n {
+			last = s.damages[n-1]
+		}
+		return len(s.damages) >= n
+	})
+	return last
 }
 
 func (s *sink) untilAt(t *testing.T, p pipe.Position) {

@@ -87,6 +87,14 @@ type Sink interface {
 	// Entries hands over events in their order. It returns when they are
 	// taken; until then nothing more is read.
 	Entries(ctx context.Context, builder string, entries []pipe.Entry) error
+	// CaughtUp says that all is handed over that the VM had said when the link
+	// came up, or when it began the generation that is read now.
+	CaughtUp(ctx context.Context, builder string) error
+	// Damaged says that events from place on can't be read, and why: wraps
+	// ErrDamaged or ErrGone. Reading goes on behind them; only the runner, if it
+	// is asked to repeat, can make good what is missing. It is called again for
+	// each further place, and for the same one after a new link.
+	Damaged(ctx context.Context, builder string, place pipe.Position, reason error) error
 	// Down says that there is no link, and why. It is called when a link
 	// died, when the first attempt to connect didn't succeed, and again each
 	// time when another rung is the one that fails, so not always after Up.
@@ -106,6 +114,8 @@ type Builder struct {
 	link  *link      // nil: down
 	cause error      // why it is down
 	hello pipe.Hello // of the generation last seen on this link
+
+	seen seen // Run's alone
 }
 
 // New returns a Builder that does nothing before Run.
@@ -198,7 +208,7 @@ func (b *Builder) session(ctx context.Context, trouble *reporter) (time.Duration
 	defer l.shut()
 	f := follower{
 		link: l, sink: b.sink, builder: b.cfg.Name, dir: b.cfg.Dir, t: b.cfg.Timings,
-		log: b.log, noted: map[string]bool{}, onHello: b.greeted,
+		log: b.log, noted: map[string]bool{}, onHello: b.greeted, seen: &b.seen,
 	}
 	current, err := f.open(ctx)
 	if err != nil {
@@ -212,7 +222,7 @@ func (b *Builder) session(ctx context.Context, trouble *reporter) (time.Duration
 	}
 	since := time.Now()
 	b.up(l)
-	trouble.up(current.hello, position)
+	trouble.up(current, position)
 	if err := b.sink.Up(ctx, b.cfg.Name); err != nil {
 		b.down(err)
 		return 0, &sinkError{fmt.Errorf("up: %w", err)}
@@ -267,10 +277,11 @@ type reporter struct {
 }
 
 // up notes that the link is there.
-func (r *reporter) up(h pipe.Hello, from pipe.Position) {
+func (r *reporter) up(current *generation, from pipe.Position) {
 	r.rung = ""
+	h := current.hello
 	r.log.Info("builder is up",
-		zap.String("generation", string(h.Generation)), zap.String("image", h.Image),
+		zap.String("generation", string(current.id)), zap.String("image", h.Image),
 		zap.String("runner", h.Runner), zap.Int("slots", h.Slots), zap.Int64("from", from.Offset))
 }
 

@@ -1,7 +1,9 @@
 package vmtest
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
@@ -89,6 +91,33 @@ func (p *Pipe) Rotate(change func(*pipe.Hello)) {
 		p.t.Fatal(err)
 	}
 	p.begin(change)
+}
+
+// Lose removes the current generation's file and begins the next one, as the
+// runner does when somebody else removed it.
+func (p *Pipe) Lose(change func(*pipe.Hello)) {
+	p.t.Helper()
+	p.file.Close()
+	if err := os.Remove(filepath.Join(p.dir, pipe.Out)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		p.t.Fatal(err)
+	}
+	p.begin(change)
+}
+
+// Skip leaves out numbers of events: what had them is gone.
+func (p *Pipe) Skip(n uint64) { p.seq += n }
+
+// Overwrite puts other bytes into the current generation, as nobody should.
+func (p *Pipe) Overwrite(at int64, data []byte) {
+	p.t.Helper()
+	f, err := os.OpenFile(filepath.Join(p.dir, pipe.Out), os.O_WRONLY, 0)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(data, at); err != nil {
+		p.t.Fatal(err)
+	}
 }
 
 // Truncate cuts the current generation, as nobody should.

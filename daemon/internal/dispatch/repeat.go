@@ -1,0 +1,211 @@
+package dispatch
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"osbuilder/daemon/internal/job"
+	"osbuilder/pipe"
+)
+
+const (
+	// quickRepeats are asked for as soon as there is a reason; with more of
+	// them, the pauses grow.
+	quickRepeats = 5
+	// repeatPause is the longest of them, and what makes a row of repeats end.
+	repeatPause = 10 * time.Minute
+)
+
+// A repeat is what the VM has to be asked for, or was: to tell everything
+// about every job again, since from a place on it can't be read.
+type repeat struct {
+	place     pipe.Position
+	notBefore time.Time // of the next request
+}
+
+// Damaged implements the link's sink: what the builder said from place on
+// can't be read, and reading goes on behind it. What of it counts has to be
+// told again, output from its beginning; the logs take of it what they lack.
+func (d *Dispatcher) Damaged(ctx context.Context, builder string, place pipe.Position, reason error) error {
+	return d.do(ctx, func(ctx context.Context) error {
+		w, err := d.worker(builder)
+		if err != nil {
+			return err
+		}
+		log := d.cfg.Log.With(zap.String("builder", builder), zap.String("generation", string(place.Generation)),
+			zap.Int64("offset", place.Offset), zap.Error(reason))
+		switch {
+		case w.foreign(d.cfg.Owner):
+			log.Warn("events of a builder that another sidecar owns can't be read; they are passed over")
+			return nil
+		case w.repeat != nil && w.repeat.place.Generation == place.Generation:
+			log.Debug("more events of the same generation can't be read")
+			return nil
+		}
+		d.askAgain(w, place, log)
+		// On disk before reading goes on behind the place.
+		return d.save(ctx, builder, w)
+	})
+}
+
+// askAgain has the VM asked to repeat, at once unless that happens often.
+func (d *Dispatcher) askAgain(w *worker, place pipe.Position, log *zap.Logger) {
+	now := d.cfg.Now()
+	if now.Sub(w.repeated) > repeatPause {
+		w.repeats = 0
+	}
+	pause := time.Duration(0)
+	if w.repeats >= quickRepeats {
+		pause = min(d.cfg.RetryAfter<<min(w.repeats-quickRepeats, 10), repeatPause)
+	}
+	w.repeats++
+	w.repeated = now.Add(pause)
+	w.repeat = &repeat{place: place, notBefore: w.repeated}
+	w.waiting = nil // its answer may be among what can't be read; it is written again
+	w.dirty = true
+	log.Warn("events of the builder can't be read; it is asked to tell everything again, and nothing is lost")
+	if pause > 0 {
+		log.Error("this happens again and again: somebody writes to /nexus_bootstrap in the VM besides its runner; the builder is asked less often",
+			zap.Int("try", w.repeats), zap.Duration("in", pause))
+	}
+}
+
+// repeatDue reports whether the request to repeat is the next one.
+func (w *worker) repeatDue(now time.Time) bool {
+	return w.repeat != nil && !now.Before(w.repeat.notBefore)
+}
+
+// askRepeat writes the request to repeat. Unanswered, it lets others pass
+// before it is written again.
+func (d *Dispatcher) askRepeat(ctx, work context.Context, name string, w *worker) error {
+	// It tells the VM that what is before the place is stored.
+	if err := d.save(ctx, name, w); err != nil {
+		return err
+	}
+	place := w.repeat.place
+	w.repeat.notBefore = d.cfg.Now().Add(2 * d.cfg.AnswerTimeout)
+	return d.send(work, w, pipe.Header{Kind: pipe.KindRepeat, Owner: d.cfg.Owner, Consumed: &place}, nil)
+}
+
+// repeatsNow notes that the VM tells everything again: it says so in a
+// generation that it began for it.
+func (d *Dispatcher) repeatsNow(builder string, w *worker, in pipe.Generation) {
+	if w.repeat == nil || in == w.repeat.place.Generation {
+		return
+	}
+	w.repeat, w.dirty = nil, true
+	log := d.cfg.Log.With(zap.String("builder", builder))
+	log.Info("builder tells everything again", zap.String("generation", string(in)))
+	for _, f := range d.order {
+		// What of it came before this answer was taken for the old one's.
+		if f.job.Builder == builder && f.gap.in == in {
+			f.gap.final = in
+			if w.repeat == nil {
+				d.askAgain(w, w.position, log)
+			}
+		}
+	}
+}
+
+// A gap is where a job's events go on without what was before.
+type gap struct {
+	in    pipe.Generation // in which an event was left for a repetition
+	asked bool            // on this job's account
+	final pipe.Generation // was repeated in, and lacked it, too: what comes after is taken as it is
+}
+
+// repeatRefused puts the request off.
+func (d *Dispatcher) repeatRefused(w *worker, r pipe.Refused, log *zap.Logger) {
+	if w.repeat == nil {
+		return
+	}
+	pause := maxPause
+	if !r.Retryable {
+		pause = repeatPause
+	}
+	w.repeat.notBefore = d.cfg.Now().Add(pause)
+	log.Error("the builder does not tell again what can't be read; if its image is older than this sidecar, make it anew: docker compose up --build vmimage, then restart the VM",
+		zap.Duration("in", pause))
+}
+
+// incomplete reports that something before this event of a job is missing,
+// and that the VM is going to repeat both: then the event is not for now. What
+// is missing in the repetition, too, is missing for good.
+func (d *Dispatcher) incomplete(builder string, w *worker, f *flight, in pipe.Generation, what string) bool {
+	switch {
+	case w.foreign(d.cfg.Owner): // it would not listen
+		return false
+	case f.gap.final != "" && f.gap.final != in:
+		return false
+	case w.repeat == nil && f.gap.asked:
+		return false
+	}
+	f.gap.in = in
+	if w.repeat == nil {
+		f.gap.asked = true
+		d.askAgain(w, w.position, d.cfg.Log.With(zap.String("builder", builder), zap.String("job", f.job.Name),
+			zap.String("id", string(f.job.ID)), zap.String("reason", "the VM did not name "+what)))
+	}
+	return true
+}
+
+// CaughtUp implements the link's sink: all that the builder had said is read.
+// Jobs that a hello did not list, and that nothing was said of since, are lost.
+func (d *Dispatcher) CaughtUp(ctx context.Context, builder string) error {
+	return d.do(ctx, func(ctx context.Context) error {
+		w, err := d.worker(builder)
+		if err != nil || w.caughtUp || w.hello == nil {
+			return err
+		}
+		w.caughtUp = true
+		if w.repeat != nil {
+			return nil // what can't be read may tell of them: the next hello counts
+		}
+		for _, f := range slices.Clone(d.order) {
+			if w.missing[ref(f.job)] {
+				if err := d.lost(ctx, builder, w, f); err != nil {
+					return err
+				}
+			}
+		}
+		return d.leftovers(ctx, builder, w)
+	})
+}
+
+// lost ends the attempt of a job that its VM doesn't know.
+func (d *Dispatcher) lost(ctx context.Context, builder string, w *worker, f *flight) error {
+	delete(w.missing, ref(f.job))
+	w.dirty = true
+	if f.job.Builder != builder || f.job.State != job.Running {
+		return nil
+	}
+	return d.interrupted(ctx, f, "the VM no longer knows the job: its data disk was lost or replaced")
+}
+
+// leftovers has the VM forget attempts that are over for us: of jobs that went
+// on elsewhere, say.
+func (d *Dispatcher) leftovers(ctx context.Context, builder string, w *worker) error {
+	for _, r := range w.hello.Jobs {
+		var j job.Job
+		if f := d.flights[job.ID(r.Job)]; f != nil {
+			j = f.job
+		} else {
+			var err error
+			if j, err = d.cfg.Store.Get(ctx, job.ID(r.Job)); err != nil {
+				d.cfg.Log.Debug("the builder has a job that is not on record here", zap.String("builder", builder),
+					zap.String("id", r.Job), zap.Error(err))
+				continue
+			}
+		}
+		if r.Attempt < j.Attempt || r == ref(j) && j.Builder == builder && j.Settled() {
+			w.acknowledge(r)
+		}
+	}
+	return nil
+}
+
+// ref names the attempt that a job is at.
+func ref(j job.Job) pipe.JobRef { return pipe.JobRef{Job: string(j.ID), Attempt: j.Attempt} }
