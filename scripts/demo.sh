@@ -135,18 +135,20 @@ drop_job() {
 # would leave it behind when it is ended.
 follow() {
   : >"$LOGS/sidecar.log"
-  SHOWN=0
-  "${COMPOSE[@]}" "${PROJECT_ENV[@]}" --ansi never logs -f --no-log-prefix --since "$STARTED" sidecar \
+  SHOWN=0 COLOR='' UNCOLOR=''
+  if [ -t 1 ] && [ -z "${NO_COLOR:-}" ] && [ "${TERM:-dumb}" != dumb ]; then COLOR=$(printf '\033[36m') UNCOLOR=$(printf '\033[0m'); fi
+  "${COMPOSE[@]}" ${PROJECT_ENV[@]+"${PROJECT_ENV[@]}"} --ansi never logs -f --no-log-prefix --since "$STARTED" sidecar \
     >"$LOGS/sidecar.log" 2>&1 </dev/null &
   FOLLOW=$!
 }
 
-# show: what has been added to that file since the last time, without the control codes that Compose puts before a line.
+# show: what has been added to that file since the last time, without the control codes that Compose puts before a line. On a
+# terminal the job's name is coloured.
 show() {
   local size
   size=$(wc -c <"$LOGS/sidecar.log" | tr -d ' ')
   [ "$size" -gt "$SHOWN" ] || return 0
-  tail -c "+$((SHOWN + 1))" "$LOGS/sidecar.log" | head -c "$((size - SHOWN))" | tr -d '\r' | sed "s/$(printf '\033')\[[0-9]*K//g"
+  tail -c "+$((SHOWN + 1))" "$LOGS/sidecar.log" | head -c "$((size - SHOWN))" | plain | sed "s/^\($NAME *\) |/$COLOR\1$UNCOLOR |/"
   SHOWN=$size
 }
 
@@ -179,7 +181,7 @@ wait_for_job() {
 report() {
   local sum name image='' size=0 bytes memory=512
   grep -Eq '"status": *"succeeded"' "$RESULT/result.json" ||
-    die "the job did not succeed: $(sed -n 's/^ *"reason": *"\(.*\)",\{0,1\}$/\1/p' "$RESULT/result.json")" "What it said: $RESULT/build.log" "The result: $RESULT/result.json"
+    die "the job did not succeed: $(sed -n 's/^ *"reason": *"\(.*\)",\{0,1\}$/\1/p' "$RESULT/result.json" | plain)" "What it said: $RESULT/build.log" "The result: $RESULT/result.json"
   while read -r sum name; do
     name=${name#\*}
     [ "$(sha256 "$RESULT/$name")" = "$sum" ] || die "$RESULT/$name is not what the VM made: its sha256 differs from SHA256SUMS."

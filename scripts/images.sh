@@ -27,7 +27,7 @@ pull() {
   if grep -q 'Pulling from' "$log"; then note "pulling $1"; fi
   if wait "$pid" 2>/dev/null && image_here "$1"; then return 0; fi
   # Said, so that a rate limit or a fault of the name service doesn't pass for a machine without a registry.
-  note "$1 can't be pulled: ${said:-$(tail -n 1 "$log" | cut -c 1-200)}"
+  note "$1 can't be pulled: ${said:-$(tail -n 1 "$log" | plain | cut -c 1-200)}"
   return 1
 }
 

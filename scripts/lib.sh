@@ -19,6 +19,15 @@ die() {
   exit 1
 }
 
+# plain: what comes in, without what could move the cursor, colour or hide text on a terminal.
+plain() {
+  local LC_ALL=C esc
+  export LC_ALL
+  esc=$(printf '\033')
+  tr -d '\000-\010\013-\032\034-\037\177' |
+    sed -e "s/$esc\[[0-9;:?<=>]*[@-~]//g" -e "s/$(printf '\302')[$(printf '\200')-$(printf '\237')]//g" | tr -d '\033'
+}
+
 have() { command -v "$1" >/dev/null 2>&1; }
 
 # step NAME WHAT COMMAND…: runs a long command with its output in a log file, and says what it does and how long it took.
@@ -38,7 +47,7 @@ step() {
   if [ "$rc" -ne 0 ]; then
     printf '%s\t%s\tfailed\n' "$name" "$took" >>"$LOGS/times"
     say "    failed after $took s. The end of .osbuilder/log/$name.log:"
-    tail -n 40 "$LOGS/$name.log" | sed 's/^/    | /'
+    tail -n 40 "$LOGS/$name.log" | plain | sed 's/^/    | /'
     return "$rc"
   fi
   printf '%s\t%s\tok\n' "$name" "$took" >>"$LOGS/times"
@@ -55,8 +64,7 @@ heartbeat() {
   exec 9<>"$fifo"
   rm -f "$fifo"
   while ! read -r -t 30 <&9 && kill -0 $$ 2>/dev/null; do
-    # Compose begins a line with a control code.
-    last=$(tail -n 1 "$1" 2>/dev/null | sed "s/$(printf '\033')\[[0-9]*K//g" | tr -cd '[:print:]' | cut -c 1-90)
+    last=$(tail -n 1 "$1" 2>/dev/null | plain | cut -c 1-90)
     note "$(($(date +%s) - $2)) s so far: $last"
   done
 }
