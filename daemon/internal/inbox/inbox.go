@@ -1,11 +1,11 @@
 // Package inbox turns what is dropped into the jobs folder into jobs: each
 // drop once, whole, whatever is killed meanwhile.
 //
-// A drop is taken when it has stood still for a while. It is copied to the
-// state folder and synced, then recorded with its key, then moved to
-// .taken/ID/NAME. Stopped between any two of these, the next start goes on: a
-// drop whose key is on record is moved, not taken again. Where it can't be
-// moved it stays, and its key says that it was taken.
+// A drop is taken when it has stood still for a while, a file that was moved in
+// at once. It is copied to the state folder and synced, then recorded with its
+// key, then moved to .taken/ID/NAME. Stopped between any two of these, the next
+// start goes on: a drop whose key is on record is moved, not taken again. Where
+// it can't be moved it stays, and its key says that it was taken.
 package inbox
 
 import (
@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -37,8 +38,9 @@ const (
 
 // A Store keeps the records.
 type Store interface {
-	// Create records a job. It fails if there is one of that ID or drop key.
-	Create(ctx context.Context, j job.Job) (job.Job, error)
+	// CreateAll records jobs, all or none. It fails if there is one of the ID
+	// or the drop key of any of them.
+	CreateAll(ctx context.Context, jobs []job.Job) ([]job.Job, error)
 	Get(ctx context.Context, id job.ID) (job.Job, error)
 	// FindDrop returns the job that was made from the drop with that key.
 	FindDrop(ctx context.Context, key string) (job.ID, error)
@@ -75,8 +77,11 @@ type Inbox struct {
 	store Store
 	log   *zap.Logger
 
-	drops map[string]*drop  // what lies in the folder, by name; Run's alone
+	// Run's alone:
+	drops map[string]*drop  // what lies in the folder, by name
 	said  map[string]string // what was last said about the folder itself
+	mute  int               // drops of which was said less than could be, in this scan
+	spoke int               // and those that had their line
 
 	deaf bool              // tests: no events come, as on some network file systems
 	step func(name string) // tests: called after each step
@@ -85,9 +90,11 @@ type Inbox struct {
 // A drop is what is known of one name in the folder.
 type drop struct {
 	stamp stamp
+	first time.Time // it is waited for since then
 	since time.Time // it stood still since then, as far as was seen
 	look  time.Time // not looked at before
 	done  bool      // with this stamp all is done, only it could not be moved
+	id    job.ID    // of the job that it became then, if it became one
 	said  string    // the last thing said about it
 }
 
@@ -122,6 +129,9 @@ func (b *Inbox) Run(ctx context.Context, taken chan<- job.ID) error {
 		return fmt.Errorf("clean up the inbox's copies: %w", err)
 	}
 	w := b.newWatcher()
+	var reading sync.WaitGroup
+	reading.Go(w.read)
+	defer reading.Wait()
 	defer w.close()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -130,14 +140,12 @@ func (b *Inbox) Run(ctx context.Context, taken chan<- job.ID) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-timer.C:
-		case e := <-w.events():
-			w.note(e)
+		case n := <-w.notes:
+			w.note(n)
 			// Who writes a file makes many events: one look is for all.
 			if !w.gather(ctx, b.gap()) {
 				return ctx.Err()
 			}
-		case err := <-w.errors():
-			w.lost(err)
 		}
 		// First the watch, then the scan: what comes between the two is seen.
 		switch err := w.watch(b.cfg.Dir); {
@@ -146,7 +154,7 @@ func (b *Inbox) Run(ctx context.Context, taken chan<- job.ID) error {
 		case !errors.Is(err, fs.ErrNotExist): // of a folder that isn't there the scan tells
 			b.say("watch", "jobs folder can't be watched, it is read every so often only", err)
 		}
-		timer.Reset(b.scan(ctx, taken))
+		timer.Reset(b.scan(ctx, w.takeWhole(), taken))
 	}
 }
 
@@ -155,19 +163,40 @@ func (b *Inbox) gap() time.Duration {
 	return min(max(b.cfg.Settle/10, time.Millisecond), 200*time.Millisecond)
 }
 
-// scan looks at everything in the folder and returns when to do so again.
-func (b *Inbox) scan(ctx context.Context, taken chan<- job.ID) time.Duration {
-	entries, err := os.ReadDir(b.cfg.Dir)
+// Bounds of how many drops, and bytes in them, are taken at a time.
+const (
+	maxBatch      = 256
+	maxBatchBytes = 256 << 20
+)
+
+// scan looks at everything in the folder, takes what stands still, and returns
+// when to do so again. whole names the files that are known to be.
+func (b *Inbox) scan(ctx context.Context, whole map[string]bool, taken chan<- job.ID) time.Duration {
+	entries, err := b.entries()
 	if err != nil {
-		b.say("read", "jobs folder can't be read, trying again", hint.With(err,
-			"Make the folder and give it to PUID:PGID: `docker compose up init` does both."))
+		b.say("read", "jobs folder can't be read, trying again", err)
 		return b.cfg.Rescan
 	}
 	if _, failing := b.said["read"]; failing {
 		delete(b.said, "read")
 		b.log.Info("jobs folder is there again")
 	}
+	b.mute, b.spoke = 0, 0
 	next := time.Now().Add(b.cfg.Rescan)
+	soon := func(due time.Time) {
+		if !due.IsZero() && due.Before(next) {
+			next = due
+		}
+	}
+	var batch []*candidate
+	var bytes int64
+	flush := func() {
+		b.take(ctx, batch, taken)
+		for _, c := range batch {
+			soon(b.settled(ctx, c))
+		}
+		batch, bytes = nil, 0
+	}
 	there := make(map[string]bool, len(entries))
 	for _, e := range entries {
 		if ctx.Err() != nil {
@@ -177,82 +206,154 @@ func (b *Inbox) scan(ctx context.Context, taken chan<- job.ID) time.Duration {
 			continue
 		}
 		there[e.Name()] = true
-		if due := b.look(ctx, e.Name(), taken); !due.IsZero() && due.Before(next) {
-			next = due
+		c, due := b.look(e.Name(), whole[e.Name()])
+		soon(due)
+		if c == nil {
+			continue
 		}
+		batch, bytes = append(batch, c), bytes+c.stamp.size
+		if len(batch) == maxBatch || bytes >= maxBatchBytes {
+			flush()
+		}
+	}
+	if len(batch) > 0 {
+		flush()
 	}
 	for name := range b.drops {
 		if !there[name] {
 			delete(b.drops, name)
 		}
 	}
+	if b.mute > 0 {
+		b.log.Warn("more drops wait", zap.Int("drops", b.mute), zap.String("folder", b.cfg.Dir))
+	}
 	return max(time.Until(next), time.Millisecond)
 }
 
-// look sees whether a drop stands still, and takes it if it has for long
-// enough. It returns when to look again, or zero: with the next scan.
-func (b *Inbox) look(ctx context.Context, name string, taken chan<- job.ID) time.Time {
+// entries reads the folder.
+func (b *Inbox) entries() ([]os.DirEntry, error) {
+	if info, err := os.Stat(b.cfg.Dir); err == nil && removed(info) {
+		return nil, hint.With(fmt.Errorf("%s was removed on the host, perhaps made anew, and the container still has the old one", b.cfg.Dir),
+			"See that the folder is there, then: docker compose up -d --force-recreate init sidecar")
+	}
+	entries, err := os.ReadDir(b.cfg.Dir)
+	if err != nil {
+		return nil, hint.With(err, "Make the folder and give it to PUID:PGID: `docker compose up init` does both.")
+	}
+	return entries, nil
+}
+
+// look sees whether a drop stands still. If it has for long enough, it comes
+// back; else when to look again, or zero: with the next scan.
+func (b *Inbox) look(name string, whole bool) (*candidate, time.Time) {
 	now := time.Now()
 	d := b.drops[name]
 	if d != nil && now.Before(d.look) {
-		return d.look
+		return nil, d.look
 	}
 	s, err := stampOf(filepath.Join(b.cfg.Dir, name))
 	if errors.Is(err, fs.ErrNotExist) {
 		delete(b.drops, name)
-		return time.Time{}
+		return nil, time.Time{}
 	}
 	if d == nil {
-		d = &drop{since: now}
+		d = &drop{first: now, since: now}
 		b.drops[name] = d
 	}
 	if err != nil {
-		b.wait(d, name, err)
-		return time.Time{}
+		b.wait(d, name, b.explain(err, name, 0))
+		return nil, time.Time{}
 	}
-	if s != d.stamp || s.locked {
-		*d = drop{stamp: s, since: now}
+	if s != d.stamp || s.lock != "" {
+		if d.done && d.id != "" && s.same(d.stamp) {
+			// Whoever gave it another owner wants it moved, not built again.
+			d.stamp = s
+			return &candidate{name: name, stamp: s, drop: d, job: job.Job{ID: d.id}, recorded: true, begun: true}, time.Time{}
+		}
+		if d.done {
+			*d = drop{first: now}
+		}
+		*d = drop{stamp: s, first: d.first, since: now, said: d.said}
+		if whole && s.kind.IsRegular() {
+			d.since = time.Time{}
+		}
 	}
 	if d.done {
-		return time.Time{}
+		return nil, time.Time{}
 	}
-	settle := b.cfg.Settle
-	if s.kind.IsDir() {
-		settle = b.cfg.SettleFolder
-	}
-	if still := now.Sub(d.since); still < settle || s.locked {
+	settle := b.settle(s)
+	if still := now.Sub(d.since); still < settle || s.lock != "" {
+		b.patience(d, name, s.unrest())
 		due := d.since.Add(settle)
 		if s.kind.IsDir() {
 			// A whole tree is not read anew for each event beside it.
 			d.look = now.Add(min(b.cfg.Settle, settle-still))
 			due = d.look
 		}
-		return due
+		return nil, due
 	}
-	return b.settled(ctx, name, d, taken)
+	return &candidate{name: name, stamp: s, drop: d}, time.Time{}
 }
 
-// settled deals with a drop that stands still.
-func (b *Inbox) settled(ctx context.Context, name string, d *drop, taken chan<- job.ID) time.Time {
-	err := b.take(ctx, name, d.stamp, taken)
+// settle is for how long a drop has to stand still.
+func (b *Inbox) settle(s stamp) time.Duration {
+	if s.kind.IsDir() {
+		return b.cfg.SettleFolder
+	}
+	return b.cfg.Settle
+}
+
+// unrest says why a drop that was waited for long is not still.
+func (s stamp) unrest() error {
+	switch s.lock {
+	case "":
+		return hint.With(errors.New("it changes all the time"), "It is taken when it has stood still.")
+	case ".git":
+		return hint.With(errors.New("git clone is at work in it, or was broken off: it has a .git and no files yet"),
+			"It is taken when the files are there. If git is not running any more, remove the folder and clone it again.")
+	}
+	return hint.With(fmt.Errorf("git is at work in it: %s is there", quote(s.lock)), "If git is not running there any more, remove that file.")
+}
+
+// patience says of a drop that is not taken why, once a minute has passed.
+func (b *Inbox) patience(d *drop, name string, err error) {
+	if time.Since(d.first) >= max(time.Minute, 2*b.settle(d.stamp)) {
+		b.wait(d, name, err)
+	}
+}
+
+// settled deals with what became of a drop that stood still. It returns when
+// to look again, or zero: with the next scan.
+func (b *Inbox) settled(ctx context.Context, c *candidate) time.Time {
+	err := c.err
 	var refused *refusal
 	if errors.As(err, &refused) {
-		err = b.reject(name, d.stamp, refused)
+		err = b.reject(c.name, c.stamp, refused)
 	}
 	var stays *stuck
 	switch {
-	case err == nil, b.gone(name):
-		delete(b.drops, name)
+	case err == nil, b.gone(c.name):
+		delete(b.drops, c.name)
 	case ctx.Err() != nil:
 	case errors.Is(err, errChanged):
-		*d = drop{}
+		*c.drop = drop{first: c.drop.first, said: c.drop.said}
 		return time.Now()
+	case errors.Is(err, errOpen):
+		b.patience(c.drop, c.name, hint.With(err, "It is taken when that program closes it."))
+		c.drop.look = time.Now().Add(b.settle(c.stamp))
+		return c.drop.look
 	case errors.As(err, &stays):
-		d.done = true
-		b.log.Warn(stays.what, b.about(name, stays.err)...)
+		c.drop.done = true
+		if c.recorded {
+			c.drop.id = c.job.ID
+		}
+		if text := stays.Error(); c.drop.said != text {
+			c.drop.said = text
+			b.log.Warn(stays.what, b.about(c.name, stays.err)...)
+		}
 	default:
-		b.wait(d, name, err)
-		d.look = time.Now().Add(b.cfg.Rescan)
+		b.wait(c.drop, c.name, b.explain(err, c.name, c.stamp.size))
+		c.drop.look = time.Now().Add(b.cfg.Rescan)
 	}
 	return time.Time{}
 }
@@ -262,13 +363,23 @@ func (b *Inbox) gone(name string) bool {
 	return errors.Is(err, fs.ErrNotExist)
 }
 
+// maxSaid bounds how many drops a scan says that they wait: ten thousand can
+// wait for the same.
+const maxSaid = 20
+
 // wait says, once, why a drop is not taken yet.
 func (b *Inbox) wait(d *drop, name string, err error) {
 	// Each try has an ID of its own, which makes no news.
-	if text := anyID.ReplaceAllString(err.Error(), "ID"); d.said != text {
-		d.said = text
-		b.log.Warn("drop waits, trying again", b.about(name, b.explain(err, d.stamp.size))...)
+	text := anyID.ReplaceAllString(err.Error(), "ID")
+	if d.said == text {
+		return
 	}
+	d.said = text
+	if b.spoke++; b.spoke > maxSaid {
+		b.mute++
+		return
+	}
+	b.log.Warn("drop waits, trying again", b.about(name, err)...)
 }
 
 var anyID = regexp.MustCompile(`[0-9]{8}-[0-9]{6}-[0-9a-z]{6}`)
@@ -296,14 +407,18 @@ func (b *Inbox) about(name string, err error) []zap.Field {
 
 // explain adds what to do about the errors that users can mend. need is how
 // many bytes the drop has.
-func (b *Inbox) explain(err error, need int64) error {
+func (b *Inbox) explain(err error, name string, need int64) error {
+	var full *disk.NoRoom
 	switch {
-	case disk.Full(err):
+	case disk.Full(err) && !errors.As(err, &full):
 		free, _ := disk.Free(b.cfg.State)
-		return hint.With(fmt.Errorf("%w: %w", &disk.NoRoom{Path: b.cfg.State, Need: need, Free: free}, err),
-			"Make room on the disk of Docker's volumes. The drop is taken by itself then.")
+		err = fmt.Errorf("%w: %w", &disk.NoRoom{Path: b.cfg.State, Need: need, Free: free}, err)
+		fallthrough
+	case disk.Full(err):
+		return hint.With(err, "Make room on the disk of Docker's volumes. The drop is taken by itself then.")
 	case errors.Is(err, fs.ErrPermission):
-		return hint.With(err, fmt.Sprintf("The daemon runs as user %d, group %d and must be able to read the drop: chmod -R a+rX FILE", os.Getuid(), os.Getgid()))
+		return hint.With(err, fmt.Sprintf("The daemon runs as user %d, group %d and must be able to read the drop. On the host, in the jobs folder: chmod -R a+rX %s",
+			os.Geteuid(), os.Getegid(), shellQuote(name)))
 	}
 	return err
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -36,25 +37,32 @@ var (
 
 // records is a Store that outlives the Inboxes of a test.
 type records struct {
-	mu   sync.Mutex
-	jobs map[job.ID]job.Job
-	fail error // of Create, which then records nothing
-	late error // of Create, which records all the same
+	mu    sync.Mutex
+	jobs  map[job.ID]job.Job
+	drops map[string]job.ID
+	fail  error // of CreateAll, which then records nothing
+	late  error // of CreateAll, which records all the same
+
+	refused string // the drop that can't be recorded, nor any beside it
 }
 
-func (r *records) Create(_ context.Context, j job.Job) (job.Job, error) {
+func (r *records) CreateAll(_ context.Context, jobs []job.Job) ([]job.Job, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.fail != nil {
-		return job.Job{}, r.fail
+		return nil, r.fail
 	}
-	for _, old := range r.jobs {
-		if old.ID == j.ID || old.DropKey == j.DropKey {
-			return job.Job{}, errExists
+	for _, j := range jobs {
+		_, id := r.jobs[j.ID]
+		_, drop := r.drops[j.DropKey]
+		if id || drop && j.DropKey != "" || j.Drop == r.refused {
+			return nil, errExists
 		}
 	}
-	r.jobs[j.ID] = j
-	return j, r.late
+	for _, j := range jobs {
+		r.jobs[j.ID], r.drops[j.DropKey] = j, j.ID
+	}
+	return jobs, r.late
 }
 
 func (r *records) setFail(err error) {
@@ -76,10 +84,8 @@ func (r *records) Get(_ context.Context, id job.ID) (job.Job, error) {
 func (r *records) FindDrop(_ context.Context, key string) (job.ID, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, j := range r.jobs {
-		if j.DropKey == key {
-			return j.ID, nil
-		}
+	if id, ok := r.drops[key]; ok {
+		return id, nil
 	}
 	return "", fmt.Errorf("find: %w", errNotFound)
 }
@@ -93,10 +99,12 @@ type fixture struct {
 	logs    *observer.ObservedLogs
 	taken   chan job.ID
 	deaf    bool
+	uid     int // whom the Inbox runs as; 0: as the test
 	step    func(string)
 }
 
 const (
+	many   = 10_000
 	settle = 2 * time.Second
 	rescan = 10 * time.Second
 )
@@ -104,7 +112,7 @@ const (
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	return &fixture{
-		t: t, deaf: true, records: &records{jobs: make(map[job.ID]job.Job)}, taken: make(chan job.ID, 1000),
+		t: t, deaf: true, records: &records{jobs: make(map[job.ID]job.Job), drops: make(map[string]job.ID)}, taken: make(chan job.ID, many),
 		cfg: Config{
 			Dir: t.TempDir(), State: t.TempDir(), Settle: settle, Rescan: rescan, JobTimeout: time.Hour,
 			Classify: recipe.Classify, Check: recipe.Check,
@@ -127,6 +135,9 @@ func (f *fixture) start() (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+		if f.uid != 0 {
+			become(f.t, f.uid)
+		}
 		if err := b.Run(ctx, f.taken); !errors.Is(err, context.Canceled) {
 			f.t.Errorf("Run ended with %v", err)
 		}
@@ -135,6 +146,36 @@ func (f *fixture) start() (stop func()) {
 		cancel()
 		<-done
 	}
+}
+
+// become makes the kernel take this goroutine for another user's where it
+// touches files. Its thread ends with it.
+func become(t *testing.T, uid int) {
+	runtime.LockOSThread()
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); errno != 0 {
+		t.Errorf("leave the groups: %v", errno)
+	}
+	_, err := unix.SetfsgidRetGid(uid)
+	if err == nil {
+		_, err = unix.SetfsuidRetUid(uid)
+	}
+	if err != nil {
+		t.Errorf("become user %d: %v", uid, err)
+	}
+}
+
+// asUser has the Inbox run as a user who owns its folders and nothing else.
+func (f *fixture) asUser(uid int) {
+	f.t.Helper()
+	if os.Getuid() != 0 {
+		f.t.Skip("only root can become another user")
+	}
+	for _, dir := range []string{f.cfg.Dir, f.cfg.State} {
+		if err := errors.Join(os.Chown(dir, uid, uid), os.Chmod(filepath.Dir(dir), 0o755)); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	f.uid = uid
 }
 
 // pass lets time pass in a bubble.
@@ -550,18 +591,37 @@ func TestStoppedAfterAnyStepOfARejection(t *testing.T) {
 func TestManyDropsAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t)
-		drops := make(map[string]string)
-		for i := range 200 {
-			name := fmt.Sprintf("%03d.sh", i)
-			drops[name] = "echo " + name
-			f.write(name, drops[name])
+		for i := range many {
+			f.write(fmt.Sprintf("%05d.sh", i), fmt.Sprintf("echo %d\n", i))
 		}
 		defer f.start()()
 		pass(settle + time.Second)
 		f.wantInFolder()
-		f.wantJobs(drops)
-		if len(f.taken) != len(drops) {
-			t.Errorf("%d IDs came, want %d", len(f.taken), len(drops))
+		if len(f.taken) != many || len(f.records.jobs) != many || len(f.records.drops) != many {
+			t.Fatalf("%d IDs came of %d jobs from %d drops", len(f.taken), len(f.records.jobs), len(f.records.drops))
+		}
+		for _, dir := range []string{filepath.Join(f.cfg.State, "jobs"), filepath.Join(f.cfg.Dir, takenDir)} {
+			if n := len(list(t, dir)); n != many {
+				t.Errorf("%d folders in %s, want %d", n, dir, many)
+			}
+		}
+		seen := make(map[string]bool)
+		for id, j := range f.records.jobs {
+			seen[j.Drop] = true
+			n, err := strconv.Atoi(strings.TrimSuffix(j.Drop, ".sh"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n%97 > 0 {
+				continue // all would take as long to read as to take
+			}
+			copied, err := os.ReadFile(filepath.Join(f.cfg.State, "jobs", string(id), sourceDir, j.Drop))
+			if want := fmt.Sprintf("echo %d\n", n); err != nil || string(copied) != want {
+				t.Errorf("copy of %s is %q, %v", j.Drop, copied, err)
+			}
+		}
+		if len(seen) != many {
+			t.Errorf("jobs of %d drops", len(seen))
 		}
 	})
 }
@@ -821,11 +881,11 @@ func TestAReaderWhoIsAwayDoesNotKeepRunFromEnding(t *testing.T) {
 		f.write("b.sh", "echo b\n")
 		stop := f.start()
 		pass(time.Minute)
+		f.write("c.sh", "echo c\n")
+		pass(time.Minute)
 		stop()
-		if len(f.records.jobs) != 1 {
-			t.Errorf("%d jobs", len(f.records.jobs))
-		}
-		f.wantInFolder("b.sh")
+		f.wantJobs(map[string]string{"a.sh": "echo a\n", "b.sh": "echo b\n"})
+		f.wantInFolder("c.sh")
 	})
 }
 

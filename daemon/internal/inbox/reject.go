@@ -35,7 +35,7 @@ func (b *Inbox) reject(name string, s stamp, why *refusal) error {
 
 	what := "drop rejected, but it can't be moved away; it stays until it changes"
 	stays := func(err error) error {
-		return &stuck{what, fmt.Errorf("%w; it stays because: %w", why, b.unmovable(err))}
+		return &stuck{what, fmt.Errorf("%w; it stays because: %w", why, b.unmovable(name, err))}
 	}
 	dir := filepath.Join(b.cfg.Dir, rejectedDir)
 	if err := disk.MkdirAll(dir, 0o755); err != nil {
@@ -126,4 +126,12 @@ func quote(name string) string {
 		return name
 	}
 	return q
+}
+
+// shellQuote makes one word of a name for a shell.
+func shellQuote(name string) string {
+	if q := quote(name); q == name {
+		return name
+	}
+	return "'" + strings.ReplaceAll(name, "'", `'\''`) + "'"
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -25,8 +24,12 @@ const (
 	sourceDir  = "source"
 )
 
-// errChanged: the drop is not the one that stood still.
-var errChanged = errors.New("drop changed while it was taken")
+var (
+	// errChanged: the drop is not the one that stood still.
+	errChanged = errors.New("drop changed while it was taken")
+	// errOpen: it stands still, but somebody may go on writing it.
+	errOpen = errors.New("a program has it open for writing")
+)
 
 // A refusal is why a drop can't be a job.
 type refusal struct{ error }
@@ -46,39 +49,76 @@ type stuck struct {
 func (s *stuck) Error() string { return s.what + ": " + s.err.Error() }
 func (s *stuck) Unwrap() error { return s.err }
 
-// take makes a job of a drop that stood still, or moves one away that became a
-// job before.
-func (b *Inbox) take(ctx context.Context, name string, s stamp, taken chan<- job.ID) error {
-	key := s.key(name)
-	id, err := b.store.FindDrop(ctx, key)
+// A candidate is a drop that stood still, on its way to become a job.
+type candidate struct {
+	name  string
+	stamp stamp
+	drop  *drop
+
+	job      job.Job // made on the way; its ID names the copy
+	recorded bool    // it is on record, from now or from before
+	begun    bool    // and known to whoever began it
+	unsure   bool    // it may be on record, and nobody can tell now
+	err      error   // why it went no further
+}
+
+// take makes jobs of drops that stood still, and moves those away that became
+// jobs before. All go through each step together: what is slow is to sync, and
+// one sync does for many.
+func (b *Inbox) take(ctx context.Context, all []*candidate, taken chan<- job.ID) {
+	each(ctx, all, func(ctx context.Context, c *candidate) error {
+		if c.recorded {
+			return nil
+		}
+		return b.find(ctx, c)
+	})
+	var fresh []*candidate
+	for _, c := range all {
+		if c.err == nil && !c.recorded {
+			fresh = append(fresh, c)
+		}
+	}
+	b.copyAll(ctx, fresh)
+	b.recordAll(ctx, fresh)
+	for _, c := range fresh {
+		b.removeCopy(c)
+	}
+	b.shelveAll(all)
+	for _, c := range all {
+		if c.recorded && !c.begun {
+			b.send(ctx, taken, c.job.ID)
+			b.did("sent")
+		}
+	}
+}
+
+// each does a step for all that came so far.
+func each(ctx context.Context, all []*candidate, step func(context.Context, *candidate) error) {
+	for _, c := range all {
+		if c.err == nil {
+			c.err = ctx.Err()
+		}
+		if c.err == nil {
+			c.err = step(ctx, c)
+		}
+	}
+}
+
+// find looks whether a drop became a job before.
+func (b *Inbox) find(ctx context.Context, c *candidate) error {
+	id, err := b.store.FindDrop(ctx, c.stamp.key(c.name))
 	switch {
-	case err == nil:
-		j, err := b.store.Get(ctx, id)
-		if err != nil {
-			return fmt.Errorf("read the drop's job: %w", err)
-		}
-		err = b.shelve(name, s, id)
-		// One that was begun is known to whoever began it.
-		if j.State == job.Queued && j.Attempt == 0 {
-			b.send(ctx, taken, id)
-		}
-		return err
-	case !errors.Is(err, b.cfg.NotFound):
+	case errors.Is(err, b.cfg.NotFound):
+		return nil
+	case err != nil:
 		return fmt.Errorf("look for the drop's job: %w", err)
 	}
-	recipe, err := b.classify(name, s)
+	j, err := b.store.Get(ctx, id)
 	if err != nil {
-		return err
+		return fmt.Errorf("read the drop's job: %w", err)
 	}
-	j, err := b.record(ctx, name, s, recipe)
-	if err != nil {
-		return err
-	}
-	b.log.Info("drop taken", zap.String("job", j.Name), zap.String("id", string(j.ID)), zap.String("drop", name))
-	err = b.shelve(name, s, j.ID)
-	b.send(ctx, taken, j.ID)
-	b.did("sent")
-	return err
+	c.job, c.recorded, c.begun = j, true, j.State != job.Queued || j.Attempt > 0
+	return nil
 }
 
 func (b *Inbox) send(ctx context.Context, taken chan<- job.ID, id job.ID) {
@@ -130,198 +170,163 @@ func special(kind fs.FileMode) string {
 	}
 }
 
-// record copies the drop and puts its job on record.
-func (b *Inbox) record(ctx context.Context, name string, s stamp, recipe job.Recipe) (job.Job, error) {
-	now := b.cfg.Now().UTC()
-	id := job.NewID(now, b.cfg.Random())
-	if err := b.place(id, func(temp string) error { return b.copy(ctx, name, s, temp) }); err != nil {
-		return job.Job{}, err
-	}
-	final := filepath.Join(b.cfg.State, "jobs", string(id))
-	j := job.Job{
-		ID: id, Name: job.OutputName(name), Drop: name, DropKey: s.key(name), Recipe: recipe, Entry: name,
-		State: job.Queued, Created: now, Updated: now, Timeout: b.cfg.JobTimeout,
-		History: []job.Step{{Time: now, Event: job.Created, State: job.Queued}},
-	}
-	if s.kind.IsDir() {
-		j.Name = job.FolderName(name)
-	}
-	if err := b.cfg.Prepare(&j, filepath.Join(final, sourceDir)); err != nil {
-		return job.Job{}, errors.Join(unfit("prepare the job", err), effect.RemoveAll(final))
-	}
-	b.did("prepared")
-	return b.create(ctx, j)
-}
-
-// place makes a job's folder out of what fill puts into a temporary one.
-func (b *Inbox) place(id job.ID, fill func(temp string) error) error {
-	jobs := filepath.Join(b.cfg.State, "jobs")
-	temp := filepath.Join(jobs, newPrefix+string(id))
-	final := filepath.Join(jobs, string(id))
-	if err := fill(temp); err != nil {
-		return errors.Join(err, effect.RemoveAll(temp))
-	}
-	if err := disk.MoveNew(temp, final); err != nil {
-		return errors.Join(fmt.Errorf("move the copy into place: %w", err), effect.RemoveAll(temp))
-	}
-	b.did("copy in place")
-	if err := disk.SyncDir(jobs); err != nil {
-		return errors.Join(fmt.Errorf("sync the copy: %w", err), effect.RemoveAll(final))
-	}
-	b.did("copy synced")
-	return nil
-}
-
-// create puts a job on record whose folder is in place.
-func (b *Inbox) create(ctx context.Context, j job.Job) (job.Job, error) {
-	id, final := j.ID, filepath.Join(b.cfg.State, "jobs", string(j.ID))
-	j, err := b.store.Create(ctx, j)
-	if err != nil {
-		err = fmt.Errorf("record the job: %w", err)
-		// It may be on record all the same: then the next look finds it by its
-		// key. Where nobody can tell now, the next start does.
-		if _, getErr := b.store.Get(ctx, id); errors.Is(getErr, b.cfg.NotFound) {
-			err = errors.Join(err, effect.RemoveAll(final))
+// recordAll puts the jobs of copied drops on record.
+func (b *Inbox) recordAll(ctx context.Context, all []*candidate) {
+	each(ctx, all, func(_ context.Context, c *candidate) error {
+		if err := b.cfg.Prepare(&c.job, filepath.Join(b.copyOf(c, ""), sourceDir)); err != nil {
+			return unfit("prepare the job", err)
 		}
-		return job.Job{}, err
+		b.did("prepared")
+		return nil
+	})
+	var ready []*candidate
+	for _, c := range all {
+		if c.err == nil {
+			ready = append(ready, c)
+		}
+	}
+	if len(ready) > 0 {
+		b.create(ctx, ready)
+	}
+	for _, c := range ready {
+		if c.recorded {
+			b.log.Info("drop taken", zap.String("job", c.job.Name), zap.String("id", string(c.job.ID)), zap.String("drop", c.name))
+		}
+	}
+}
+
+// create puts jobs on record whose copies are in place.
+func (b *Inbox) create(ctx context.Context, ready []*candidate) {
+	jobs := make([]job.Job, len(ready))
+	for i, c := range ready {
+		jobs[i] = c.job
+	}
+	made, err := b.store.CreateAll(ctx, jobs)
+	switch {
+	case err == nil:
+		for i, c := range ready {
+			c.job, c.recorded = made[i], true
+		}
+	case len(ready) == 1:
+		b.unrecorded(ctx, ready[0], err)
+	default: // one of them may be why: the others need not wait for it
+		for _, c := range ready {
+			if made, err := b.store.CreateAll(ctx, []job.Job{c.job}); err == nil {
+				c.job, c.recorded = made[0], true
+			} else {
+				b.unrecorded(ctx, c, err)
+			}
+		}
 	}
 	b.did("recorded")
-	if err := effect.Remove(filepath.Join(final, unrecorded)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		b.log.Debug("marker stays until the next start", zap.String("id", string(id)), zap.Error(err))
+	for _, c := range ready {
+		if !c.recorded {
+			continue
+		}
+		if err := effect.Remove(filepath.Join(b.copyOf(c, ""), unrecorded)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			b.log.Debug("marker stays until the next start", zap.String("id", string(c.job.ID)), zap.Error(err))
+		}
+		b.did("marker removed")
 	}
-	b.did("marker removed")
-	return j, nil
 }
 
-// copy makes a synced copy of the drop in the folder temp, and sees to it that
-// the drop did not change meanwhile.
-func (b *Inbox) copy(ctx context.Context, name string, s stamp, temp string) error {
-	if err := effect.MkdirAll(filepath.Join(temp, sourceDir), 0o700); err != nil {
-		return fmt.Errorf("make folder for the copy: %w", err)
+// removeCopy removes what was copied for a job that is not on record.
+func (b *Inbox) removeCopy(c *candidate) {
+	if c.err != nil && c.job.ID != "" && !c.recorded && !c.unsure {
+		c.err = errors.Join(c.err, effect.RemoveAll(b.copyOf(c, newPrefix)), effect.RemoveAll(b.copyOf(c, "")))
 	}
-	if err := effect.WriteFile(filepath.Join(temp, unrecorded), nil, 0o600); err != nil {
-		return fmt.Errorf("mark the copy: %w", err)
-	}
-	b.did("folder made")
-	from, to := filepath.Join(b.cfg.Dir, name), filepath.Join(temp, sourceDir, name)
-	copyDrop := b.copyFile
-	if s.kind.IsDir() {
-		copyDrop = func(ctx context.Context, from, to string, _ stamp) error { return b.copyTree(ctx, from, to) }
-	}
-	if err := copyDrop(ctx, from, to, s); err != nil {
-		return err
-	}
-	b.did("copied")
-	for _, dir := range []string{filepath.Join(temp, sourceDir), temp} {
-		if err := disk.SyncDir(dir); err != nil {
-			return fmt.Errorf("sync the copy: %w", err)
-		}
-	}
-	b.did("folders synced")
-	again, err := stampOf(from)
-	if err != nil {
-		return fmt.Errorf("compare the drop: %w", err)
-	}
-	if again != s {
-		return errChanged
-	}
-	b.did("compared")
-	return nil
 }
 
-// copyFile makes a synced copy of a drop that is a file.
-func (b *Inbox) copyFile(ctx context.Context, from, to string, s stamp) error {
-	// Neither a link that took its place is followed, nor a pipe waited for.
-	in, err := os.OpenFile(from, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
-		return errChanged
-	}
-	if err != nil {
-		return fmt.Errorf("read the drop: %w", err)
-	}
-	defer in.Close()
-	info, err := in.Stat()
-	if err != nil {
-		return fmt.Errorf("read the drop: %w", err)
-	}
-	if stampInfo(info) != s {
-		return errChanged
-	}
-	if err := copyTo(ctx, to, in, s.size); err != nil {
-		return fmt.Errorf("copy the drop: %w", err)
-	}
-	return nil
+// unrecorded deals with a job that could not be recorded. It may be on record
+// all the same: then the next look finds it by its key. Where nobody can tell
+// now, the next start does.
+func (b *Inbox) unrecorded(ctx context.Context, c *candidate, err error) {
+	c.err = fmt.Errorf("record the job: %w", err)
+	_, err = b.store.Get(ctx, c.job.ID)
+	c.unsure = !errors.Is(err, b.cfg.NotFound)
 }
 
-// copyTo writes a new file, synced, with what in holds: size bytes.
-func copyTo(ctx context.Context, to string, in io.Reader, size int64) error {
-	out, err := effect.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer out.Close()
-	const chunk = 1 << 20
-	for n := int64(0); n < size; {
-		if err := ctx.Err(); err != nil {
-			return err
+// shelveAll moves the drops whose jobs are on record out of the users' way.
+func (b *Inbox) shelveAll(all []*candidate) {
+	moved := false
+	for _, c := range all {
+		if !c.recorded {
+			continue
 		}
-		k, err := io.CopyN(out, in, min(chunk, size-n))
-		n += k
-		if errors.Is(err, io.EOF) {
-			return errChanged
-		}
-		if err != nil {
-			return err
+		var gone bool
+		gone, c.err = b.shelve(c)
+		moved = moved || gone
+	}
+	if !moved {
+		return
+	}
+	for _, d := range []string{filepath.Join(b.cfg.Dir, takenDir), b.cfg.Dir} {
+		if err := disk.SyncDir(d); err != nil {
+			// Should a move be lost, the drop is known by its key.
+			b.log.Debug("moves of drops not synced", zap.Error(err))
 		}
 	}
-	if err := out.Sync(); err != nil {
-		return err
-	}
-	return out.Close()
+	b.did("moves synced")
 }
 
-// shelve moves a drop whose job is on record out of the users' way.
-func (b *Inbox) shelve(name string, s stamp, id job.ID) error {
-	from := filepath.Join(b.cfg.Dir, name)
-	dir := filepath.Join(b.cfg.Dir, takenDir, string(id))
-	to := filepath.Join(dir, name)
+// shelve reports whether it moved the drop.
+func (b *Inbox) shelve(c *candidate) (bool, error) {
+	from := filepath.Join(b.cfg.Dir, c.name)
+	dir := filepath.Join(b.cfg.Dir, takenDir, string(c.job.ID))
+	to := filepath.Join(dir, c.name)
 	now, err := stampOf(from)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return false, nil
 	}
-	if err == nil && now != s {
-		return errChanged // the next job, under the same name
+	if err == nil && now != c.stamp {
+		return false, errChanged // the next job, under the same name
 	}
 	const what = "drop was taken but can't be moved away; it stays and is not taken again until it changes"
-	if err := disk.MkdirAll(dir, 0o755); err != nil {
-		return &stuck{what, b.unmovable(err)}
+	if err := b.makeShelf(dir); err != nil {
+		return false, &stuck{what, b.unmovable(c.name, err)}
 	}
 	b.did("shelf made")
 	if err := disk.MoveNew(from, to); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil
+			return false, nil
 		}
-		return &stuck{what, b.unmovable(err)}
+		_ = effect.Remove(dir) // it would only stay empty
+		return false, &stuck{what, b.unmovable(c.name, err)}
 	}
 	b.did("moved")
 	// Somebody may have saved it anew between the look and the move.
-	if now, err = stampOf(to); err == nil && !now.moved(s) {
+	if now, err = stampOf(to); err == nil && !now.moved(c.stamp) {
 		if err := disk.MoveNew(to, from); err == nil {
-			return errChanged
+			return true, errChanged
 		}
 		b.log.Warn("drop was changed twice while it was taken; the version in between is kept in "+takenDir,
-			zap.String("drop", name), zap.String("kept", to))
+			zap.String("drop", c.name), zap.String("kept", to))
 	}
-	for _, d := range []string{dir, filepath.Dir(dir), b.cfg.Dir} {
-		if err := disk.SyncDir(d); err != nil {
-			// Should the move be lost, the drop is known by its key.
-			b.log.Debug("move of a drop not synced", zap.String("drop", name), zap.Error(err))
-		}
-	}
-	b.did("move synced")
-	return nil
+	return true, nil
 }
 
-func (b *Inbox) unmovable(err error) error {
-	return hint.With(err, "The jobs folder must be writable for PUID:PGID.")
+// makeShelf makes the folder that a drop is moved to.
+func (b *Inbox) makeShelf(dir string) error {
+	if err := disk.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	if err := effect.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return effect.Chmod(dir, 0o755) // whatever the umask is
+}
+
+// unmovable says what keeps a drop where it is.
+func (b *Inbox) unmovable(name string, err error) error {
+	text := "The jobs folder must be writable for PUID:PGID. Who mounts it read-only has to remove what was taken himself."
+	path := filepath.Join(b.cfg.Dir, name)
+	if info, err := os.Lstat(path); err == nil && info.IsDir() && !writable(path) && writable(b.cfg.Dir) {
+		text = fmt.Sprintf("It belongs to user %d, and a folder can be moved only by who may write in it. On the host, in the jobs folder: sudo chown -R %d:%d %s",
+			ownerOf(info), os.Geteuid(), os.Getegid(), shellQuote(name))
+	}
+	return hint.With(err, text)
+}
+
+func writable(path string) bool {
+	return unix.Faccessat(unix.AT_FDCWD, path, unix.W_OK, unix.AT_EACCESS) == nil
 }

@@ -23,21 +23,25 @@ const (
 	maxTreeBytes   = 2 << 30
 	maxTreeEntries = 100_000
 	maxTreeDepth   = 64
+	maxTreePath    = 1000 // bytes; the system's own bound is 4096, from its root
 )
 
-// copyTree makes a synced copy of a folder: files with their executable bit,
-// folders, and links that stay within it. Everything else is refused. While it
-// copies, nothing outside the folder is opened, whatever anybody puts in the
-// place of a part of it.
-func (b *Inbox) copyTree(ctx context.Context, from, to string) error {
+// copyTree makes a copy of a folder and returns how many files it wrote: files
+// with their executable bit, folders, and links that stay within it. Everything
+// else is refused. While it copies, nothing outside the folder is opened,
+// whatever anybody puts in the place of a part of it.
+func copyTree(ctx context.Context, from, to string) (files int, err error) {
 	source, err := os.OpenRoot(from)
 	if err != nil {
-		if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-			return errChanged
+		if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) || errors.Is(err, fs.ErrNotExist) {
+			return 0, errChanged
 		}
-		return fmt.Errorf("read the drop: %w", err)
+		return 0, fmt.Errorf("read the drop: %w", err)
 	}
 	defer func() { _ = source.Close() }() // nothing is written by it
+	if err := allClosed(ctx, source); err != nil {
+		return 0, err
+	}
 	var entries int
 	var bytes int64
 	err = fs.WalkDir(source.FS(), ".", func(name string, d fs.DirEntry, err error) error {
@@ -52,6 +56,9 @@ func (b *Inbox) copyTree(ctx context.Context, from, to string) error {
 		}
 		if strings.Count(name, "/") >= maxTreeDepth {
 			return refuse("Make it flatter.", "its folders are more than %d deep", maxTreeDepth)
+		}
+		if len(name) > maxTreePath {
+			return refuse("Make it shorter.", "the path %s… in it is longer than %d bytes", quote(cut(name, 60)), maxTreePath)
 		}
 		if !utf8.ValidString(name) {
 			return refuse("Rename it.", "the name %q in it is not valid UTF-8", name)
@@ -72,12 +79,36 @@ func (b *Inbox) copyTree(ctx context.Context, from, to string) error {
 		if bytes += info.Size(); bytes > maxTreeBytes {
 			return refuse("Leave out what the job doesn't need, or let it download the rest.", "it has more than %s", disk.Size(maxTreeBytes))
 		}
+		files++
 		return copyMember(ctx, source, name, info, target)
 	})
-	if err != nil {
-		return err
-	}
-	return syncFolders(to)
+	return files, err
+}
+
+// allClosed looks, before anything is copied, whether somebody may go on
+// writing a file of the folder.
+func allClosed(ctx context.Context, source *os.Root) error {
+	return fs.WalkDir(source.FS(), ".", func(name string, d fs.DirEntry, err error) error {
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil:
+			return gone(err)
+		case len(name) > maxTreePath:
+			return fs.SkipDir // the folder is refused
+		case !d.Type().IsRegular():
+			return nil
+		}
+		f, err := source.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+		if err != nil {
+			return nil // the copying tells
+		}
+		defer f.Close()
+		if written(f) {
+			return fmt.Errorf("%s: %w", quote(name), errOpen)
+		}
+		return nil
+	})
 }
 
 // gone makes a part that went away while the folder was copied a change.
@@ -146,18 +177,4 @@ func stays(name, to string) bool {
 		}
 	}
 	return utf8.ValidString(to) && !path.IsAbs(to) && filepath.IsLocal(path.Join(path.Dir(name), to))
-}
-
-// syncFolders makes the names in a folder and below last.
-func syncFolders(dir string) error {
-	err := filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
-		if err != nil || !d.IsDir() {
-			return err
-		}
-		return disk.SyncDir(name)
-	})
-	if err != nil {
-		return fmt.Errorf("sync the copy: %w", err)
-	}
-	return nil
 }

@@ -1,70 +1,145 @@
 package inbox
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"osbuilder/daemon/internal/hint"
 )
 
-// A watcher wakes the inbox when something happens in the folder. Its events
-// are hints: what they say is not used, and without any the rescan remains.
+// A watcher wakes the inbox when something happens in the folder. Its notes
+// are hints: without any the rescan remains. One thing only they tell: that a
+// file was moved in, and so is whole.
 type watcher struct {
-	fs      *fsnotify.Watcher // nil: deaf
-	broken  error             // why it is deaf
-	dir     string
-	watched os.FileInfo // the folder as it was when the watch began; nil: none
+	file    *os.File // inotify(7); nil: deaf
+	broken  error    // why it is deaf
+	notes   chan note
+	done    chan struct{} // closed when nobody listens any more
+	dir     int           // the watch of the folder; 0: none
+	watched os.FileInfo   // the folder as it was when the watch began
+	from    note          // the last file that was moved away
+	whole   map[string]bool
 	log     *zap.Logger
 }
 
+// A note is one event of inotify(7).
+type note struct {
+	watch  int
+	mask   uint32
+	cookie uint32 // ties the two events of a rename together
+	name   string
+}
+
+// What is of interest: names that come and go, and who has finished writing.
+// What is being written is looked at again anyway.
+const interest = unix.IN_CREATE | unix.IN_MOVED_TO | unix.IN_MOVED_FROM | unix.IN_CLOSE_WRITE | unix.IN_ATTRIB |
+	unix.IN_DELETE_SELF | unix.IN_MOVE_SELF | unix.IN_ONLYDIR
+
 func (b *Inbox) newWatcher() *watcher {
+	w := &watcher{log: b.log, notes: make(chan note), done: make(chan struct{}), whole: make(map[string]bool)}
 	if b.deaf {
-		return &watcher{log: b.log}
+		return w
 	}
-	w, err := fsnotify.NewWatcher()
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
-		return &watcher{log: b.log, broken: hint.With(fmt.Errorf("watch jobs folder: %w", err),
-			"The host may be out of inotify instances: sysctl fs.inotify.max_user_instances")}
+		w.broken = hint.With(fmt.Errorf("watch jobs folder: %w", err),
+			"The host may be out of inotify instances: sysctl fs.inotify.max_user_instances")
+		return w
 	}
-	return &watcher{fs: w, log: b.log}
+	w.file = os.NewFile(uintptr(fd), "inotify") // known to Go's poller, so that close ends a read
+	return w
 }
 
-func (w *watcher) events() <-chan fsnotify.Event {
-	if w.fs == nil {
-		return nil
+// read hands out notes until the watcher is closed.
+func (w *watcher) read() {
+	if w.file == nil {
+		return
 	}
-	return w.fs.Events
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := w.file.Read(buf)
+		if err != nil {
+			if !errors.Is(err, os.ErrClosed) {
+				w.log.Debug("no more events come", zap.Error(err))
+			}
+			return
+		}
+		for _, e := range parseNotes(buf[:n]) {
+			select {
+			case w.notes <- e:
+			case <-w.done:
+				return
+			}
+		}
+	}
 }
 
-func (w *watcher) errors() <-chan error {
-	if w.fs == nil {
-		return nil
+// parseNotes cuts what the kernel wrote. It never cuts one in two.
+func parseNotes(data []byte) []note {
+	var all []note
+	for len(data) >= unix.SizeofInotifyEvent {
+		length := int(binary.NativeEndian.Uint32(data[12:]))
+		if length > len(data)-unix.SizeofInotifyEvent {
+			break
+		}
+		name := data[unix.SizeofInotifyEvent : unix.SizeofInotifyEvent+length]
+		all = append(all, note{
+			watch:  int(int32(binary.NativeEndian.Uint32(data))),
+			mask:   binary.NativeEndian.Uint32(data[4:]),
+			cookie: binary.NativeEndian.Uint32(data[8:]),
+			name:   string(bytes.TrimRight(name, "\x00")),
+		})
+		data = data[unix.SizeofInotifyEvent+length:]
 	}
-	return w.fs.Errors
+	return all
 }
 
 func (w *watcher) close() {
-	if w.fs != nil {
-		_ = w.fs.Close() // there is nothing that it could still lose
+	close(w.done)
+	if w.file != nil {
+		_ = w.file.Close() // there is nothing that it could still lose
 	}
 }
 
-// note takes from an event whether the folder itself went away.
-func (w *watcher) note(e fsnotify.Event) {
-	if e.Name == w.dir && (e.Has(fsnotify.Remove) || e.Has(fsnotify.Rename)) {
+// note takes from an event whether the folder itself went away, and which file
+// is whole.
+func (w *watcher) note(n note) {
+	switch {
+	case n.mask&unix.IN_Q_OVERFLOW != 0:
+		// A look at everything makes good for it, and one follows.
+		w.log.Debug("events were lost")
+	case n.watch != w.dir:
+	case n.mask&(unix.IN_DELETE_SELF|unix.IN_MOVE_SELF|unix.IN_IGNORED|unix.IN_UNMOUNT) != 0:
 		w.watched = nil
+	case n.mask&unix.IN_MOVED_FROM != 0:
+		w.from = n
+	case n.mask&unix.IN_MOVED_TO != 0:
+		// From outside, or from a name under which it was being made. Another
+		// name in the folder says nothing about the file.
+		inside := w.from.mask != 0 && w.from.cookie == n.cookie
+		if !inside || ignored(w.from.name) {
+			w.whole[n.name] = true
+		}
+		w.from = note{}
+	case n.mask&unix.IN_CREATE != 0:
+		delete(w.whole, n.name) // another file, which begins to grow
 	}
 }
 
-// lost tells of a fault of the watch: of an overflow, as a rule. A look at
-// everything makes good for it, and one follows.
-func (w *watcher) lost(err error) {
-	w.log.Debug("events were lost", zap.Error(err))
+// takeWhole returns the names of files that were moved in since it was last
+// asked.
+func (w *watcher) takeWhole() map[string]bool {
+	whole := w.whole
+	w.whole = make(map[string]bool)
+	return whole
 }
 
 // gather takes events for a while. It reports whether ctx still lasts.
@@ -77,10 +152,8 @@ func (w *watcher) gather(ctx context.Context, d time.Duration) bool {
 			return false
 		case <-timer.C:
 			return true
-		case e := <-w.events():
-			w.note(e)
-		case err := <-w.errors():
-			w.lost(err)
+		case n := <-w.notes:
+			w.note(n)
 		}
 	}
 }
@@ -88,10 +161,9 @@ func (w *watcher) gather(ctx context.Context, d time.Duration) bool {
 // watch sees to it that the folder that is at dir now is watched: it may have
 // been removed, or another put in its place.
 func (w *watcher) watch(dir string) error {
-	if w.fs == nil {
+	if w.file == nil {
 		return w.broken
 	}
-	w.dir = dir
 	now, err := os.Stat(dir)
 	if err != nil {
 		w.watched = nil
@@ -100,9 +172,20 @@ func (w *watcher) watch(dir string) error {
 	if w.watched != nil && os.SameFile(w.watched, now) {
 		return nil
 	}
-	_ = w.fs.Remove(dir) // of the folder that was there; as a rule it ended by itself
+	conn, err := w.file.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("watch jobs folder: %w", err)
+	}
 	w.watched = nil
-	if err := w.fs.Add(dir); err != nil {
+	var added error
+	err = conn.Control(func(fd uintptr) {
+		if w.dir != 0 {
+			_, _ = unix.InotifyRmWatch(int(fd), uint32(w.dir)) // of the folder that was there; as a rule it ended by itself
+		}
+		w.dir, added = unix.InotifyAddWatch(int(fd), dir, interest)
+	})
+	if err := errors.Join(err, added); err != nil {
+		w.dir = 0
 		return hint.With(fmt.Errorf("watch jobs folder: %w", err),
 			"The host may be out of inotify watches: sysctl fs.inotify.max_user_watches")
 	}

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"osbuilder/daemon/internal/disk"
 	"osbuilder/daemon/internal/hint"
 	"osbuilder/daemon/internal/job"
 	"osbuilder/pipe"
@@ -142,7 +143,7 @@ func readText(path string, limit int64) ([]byte, error) {
 	}
 	if info.Size() > limit {
 		return nil, refuse("Let it download or generate what makes it large.",
-			"such a file has at most %d bytes, this one has %d", limit, info.Size())
+			"such a file has at most %s, this one has %s", disk.Size(limit), disk.Size(info.Size()))
 	}
 	return os.ReadFile(path)
 }

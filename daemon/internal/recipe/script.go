@@ -21,7 +21,7 @@ func checkScript(text []byte) error {
 			"line %d: it has a NUL byte, so it is no text", lineOf(text, i))
 	}
 	if n := bytes.Count(text, []byte("\n")); n > 0 && n == bytes.Count(text, []byte("\r\n")) {
-		return refuse(`Convert them, for example with: sed -i 's/\r$//' FILE`, "line 1: its lines end as on Windows (CRLF), and Bash takes the CR for a part of each command")
+		return refuse(`Save it with Unix line ends (LF), or convert it: sed -i 's/\r$//' FILE`, "line 1: its lines end as on Windows (CRLF), and Bash takes the CR for a part of each command")
 	}
 	interpreter, _, ok := shebang(string(first))
 	if !ok {

@@ -40,32 +40,54 @@ func (s *SQLite) Close() error {
 // Create records a new job and returns it with its revision. A job that has a
 // drop key is recorded only if that drop never was.
 func (s *SQLite) Create(ctx context.Context, j job.Job) (job.Job, error) {
-	j.Revision = 1
-	record, err := encodeJob(j)
+	made, err := s.CreateAll(ctx, []job.Job{j})
 	if err != nil {
-		return job.Job{}, fmt.Errorf("record job: %w", err)
+		return job.Job{}, err
 	}
-	err = s.write(ctx, func(tx *sql.Tx) error {
-		if j.DropKey != "" {
-			if added, err := changed(tx.ExecContext(ctx,
-				`INSERT INTO drops (key, job) VALUES (?, ?) ON CONFLICT DO NOTHING`, j.DropKey, string(j.ID))); err != nil {
-				return err
-			} else if !added {
-				return fmt.Errorf("its drop: %w", ErrExists)
+	return made[0], nil
+}
+
+// CreateAll does what Create does for many jobs at once, for all or for none.
+func (s *SQLite) CreateAll(ctx context.Context, jobs []job.Job) ([]job.Job, error) {
+	made := slices.Clone(jobs)
+	records := make([][]byte, len(made))
+	for i := range made {
+		made[i].Revision = 1
+		var err error
+		if records[i], err = encodeJob(made[i]); err != nil {
+			return nil, fmt.Errorf("record job: %w", err)
+		}
+	}
+	err := s.write(ctx, func(tx *sql.Tx) error {
+		for i, j := range made {
+			if err := insert(ctx, tx, j, records[i]); err != nil {
+				return fmt.Errorf("record job %s: %w", j.ID, err)
 			}
 		}
-		added, err := changed(tx.ExecContext(ctx,
-			`INSERT INTO jobs (id, name, revision, settled, record, digest) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
-			string(j.ID), j.Name, j.Revision, j.Settled(), record, seal(kindJob, string(j.ID), j.Revision, record)))
-		if err == nil && !added {
-			err = ErrExists
-		}
-		return err
+		return nil
 	})
 	if err != nil {
-		return job.Job{}, fmt.Errorf("record job %s: %w", j.ID, err)
+		return nil, err
 	}
-	return j, nil
+	return made, nil
+}
+
+func insert(ctx context.Context, tx *sql.Tx, j job.Job, record []byte) error {
+	if j.DropKey != "" {
+		if added, err := changed(tx.ExecContext(ctx,
+			`INSERT INTO drops (key, job) VALUES (?, ?) ON CONFLICT DO NOTHING`, j.DropKey, string(j.ID))); err != nil {
+			return err
+		} else if !added {
+			return fmt.Errorf("its drop: %w", ErrExists)
+		}
+	}
+	added, err := changed(tx.ExecContext(ctx,
+		`INSERT INTO jobs (id, name, revision, settled, record, digest) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
+		string(j.ID), j.Name, j.Revision, j.Settled(), record, seal(kindJob, string(j.ID), j.Revision, record)))
+	if err == nil && !added {
+		err = ErrExists
+	}
+	return err
 }
 
 // Get returns a job. A damaged record is set aside; it is not found then.

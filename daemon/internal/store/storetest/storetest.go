@@ -20,6 +20,7 @@ import (
 // Store is what the suite holds an implementation to.
 type Store interface {
 	Create(ctx context.Context, j job.Job) (job.Job, error)
+	CreateAll(ctx context.Context, jobs []job.Job) ([]job.Job, error)
 	Get(ctx context.Context, id job.ID) (job.Job, error)
 	Update(ctx context.Context, j job.Job) (job.Job, error)
 	Unsettled(ctx context.Context) ([]job.Job, []store.Damaged, error)
@@ -43,6 +44,7 @@ func Run(t *testing.T, open func(t *testing.T, dir string) Store) {
 		{"what is absent is not found", testNotFound},
 		{"an ID is taken once", testCreateTwice},
 		{"a drop becomes one job", testDrop},
+		{"many jobs are recorded, or none of them", testCreateAll},
 		{"a malformed job is refused", testMalformed},
 		{"an update replaces what was read, and nothing else", testUpdate},
 		{"of many updates of one revision one wins", testRace},
@@ -191,6 +193,39 @@ func testDrop(t *testing.T, s Store, reopen func() Store) {
 		j := Job(10+n, job.Queued)
 		j.DropKey = ""
 		mustCreate(t, s, j)
+	}
+}
+
+func testCreateAll(t *testing.T, s Store, _ func() Store) {
+	jobs := []job.Job{Job(1, job.Queued), Job(2, job.Queued), Job(3, job.Queued)}
+	made, err := s.CreateAll(t.Context(), jobs)
+	if err != nil || len(made) != len(jobs) {
+		t.Fatalf("%d of %d jobs recorded: %v", len(made), len(jobs), err)
+	}
+	for i, want := range made {
+		if want.ID != jobs[i].ID || want.Revision == 0 {
+			t.Errorf("record %d is of job %s, revision %d", i, want.ID, want.Revision)
+		}
+		got, err := s.Get(t.Context(), want.ID)
+		if diff := cmp.Diff(want, got); err != nil || diff != "" {
+			t.Errorf("%v: %s", err, diff)
+		}
+	}
+	malformed := Job(6, job.Queued)
+	malformed.ID = "../x"
+	taken := Job(6, job.Queued)
+	taken.DropKey = jobs[1].DropKey
+	for _, bad := range []job.Job{jobs[0], malformed, taken} {
+		if _, err := s.CreateAll(t.Context(), []job.Job{Job(4, job.Queued), bad, Job(5, job.Queued)}); err == nil {
+			t.Errorf("recorded with job %s among them", bad.ID)
+		}
+	}
+	for _, n := range []int{4, 5, 6} {
+		_, err := s.Get(t.Context(), Job(n, job.Queued).ID)
+		wantError(t, err, store.ErrNotFound)
+	}
+	if made, err := s.CreateAll(t.Context(), nil); len(made) != 0 || err != nil {
+		t.Errorf("no jobs: %v, %v", made, err)
 	}
 }
 
