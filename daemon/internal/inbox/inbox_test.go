@@ -591,6 +591,9 @@ func TestStoppedAfterAnyStepOfARejection(t *testing.T) {
 func TestManyDropsAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t)
+		for _, dir := range []string{f.cfg.Dir, f.cfg.State} {
+			mount(t, "tmpfs", dir, "tmpfs", 0, "size=400m,nr_inodes=0") // no test of the disk's speed
+		}
 		for i := range many {
 			f.write(fmt.Sprintf("%05d.sh", i), fmt.Sprintf("echo %d\n", i))
 		}
