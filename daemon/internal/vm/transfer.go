@@ -134,51 +134,69 @@ func (b *Builder) Copy(ctx context.Context, name string, offset int64, w io.Writ
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w", what, err)
 	}
-	g := &gate{w: w, progress: make(chan struct{}, 1)}
-	result := make(chan error, 1)
-	if !l.begin() {
-		return 0, l.down(what)
+	g := &gate{w: w, progress: make(progress, 1)}
+	err = l.transfer(ctx, what, g.progress, func(c *sftp.Client) error { return download(c, name, offset, g) })
+	return g.shut(), err
+}
+
+// progress says that a transfer goes on.
+type progress chan struct{}
+
+func (p progress) moved() {
+	select {
+	case p <- struct{}{}:
+	default:
 	}
+}
+
+// transfer runs f, which says through p that it goes on, and returns when f
+// does, when ctx ends, when f stalls, or when the link dies. In all but the
+// first case f may go on for a while, as in call.
+func (l *link) transfer(ctx context.Context, what string, p progress, f func(*sftp.Client) error) error {
+	if !l.begin() {
+		return l.down(what)
+	}
+	result := make(chan error, 1)
 	opened := make(chan *sftp.Client, 1)
 	go func() {
 		defer l.wg.Done()
-		// A session of its own: 64 reads of a large file would delay the events by as much.
+		// A session of its own: what is under way with a large file would delay the events by as much.
 		c, err := newSFTP(l.ssh)
 		var refused *ssh.OpenChannelError
 		switch {
 		case err == nil:
 			opened <- c
-			err = download(c, name, offset, g)
+			err = f(c)
 			l.start(func() { _ = c.Close() }) // waits for the server
 		case errors.As(err, &refused): // the server allows few sessions
-			err = download(l.sftp, name, offset, g)
+			err = f(l.sftp)
 		}
 		result <- err
 	}()
 	stall := time.NewTimer(l.t.Stall)
 	defer stall.Stop()
-	for {
+	var err error
+	for err == nil {
 		select {
 		case err := <-result:
-			return g.shut(), l.explain(what, err)
-		case <-g.progress:
+			return l.explain(what, err)
+		case <-p:
 			stall.Reset(l.t.Stall)
-			continue
 		case <-l.done:
-			return g.shut(), l.down(what)
+			return l.down(what)
 		case <-ctx.Done():
 			err = context.Cause(ctx)
 		case <-stall.C:
-			err = fmt.Errorf("%w: no byte for %s", ErrStalled, l.t.Stall)
+			err = fmt.Errorf("%w: not a byte for %s", ErrStalled, l.t.Stall)
 		}
-		// Ends the reads that are under way, if the server still answers; else they end with the link.
-		select {
-		case c := <-opened:
-			l.start(func() { _ = c.Close() })
-		default:
-		}
-		return g.shut(), fmt.Errorf("%s: %w", what, err)
 	}
+	// Ends what is under way, if the server still answers; else that ends with the link.
+	select {
+	case c := <-opened:
+		l.start(func() { _ = c.Close() })
+	default:
+	}
+	return fmt.Errorf("%s: %w", what, err)
 }
 
 func download(c *sftp.Client, name string, offset int64, g *gate) error {
@@ -210,7 +228,7 @@ func download(c *sftp.Client, name string, offset int64, g *gate) error {
 // A gate stands between the goroutine that reads from the VM and the caller's
 // writer, which it may not touch once Copy has returned.
 type gate struct {
-	progress chan struct{}
+	progress progress
 
 	mu    sync.Mutex // guards what follows, and is held while w is written to
 	w     io.Writer
@@ -235,10 +253,7 @@ func (g *gate) Write(p []byte) (int, error) {
 	g.short = len(p) < maxPacket
 	n, err := g.w.Write(p)
 	g.n += int64(n)
-	select {
-	case g.progress <- struct{}{}:
-	default:
-	}
+	g.progress.moved()
 	if err != nil {
 		return n, &localError{err}
 	}

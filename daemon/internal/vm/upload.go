@@ -9,11 +9,8 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"sync"
-	"time"
 
 	"github.com/pkg/sftp"
-	"golang.org/x/crypto/ssh"
 
 	"osbuilder/pipe"
 )
@@ -33,55 +30,12 @@ func (b *Builder) Upload(ctx context.Context, sha256 string, size int64, fresh b
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	if !l.begin() {
-		return l.down(what)
-	}
 	u := &upload{
-		size: size, fresh: fresh, write: write, progress: make(chan struct{}, 1), stop: make(chan struct{}),
+		size: size, fresh: fresh, write: write, progress: make(progress, 1), stop: make(chan struct{}),
 		name: path.Join(b.cfg.Dir, pipe.InputsFile(sha256)), temp: path.Join(b.cfg.Dir, pipe.InputsTempPrefix+sha256),
 	}
-	defer sync.OnceFunc(func() { close(u.stop) })()
-	result := make(chan error, 1)
-	opened := make(chan *sftp.Client, 1)
-	go func() {
-		defer l.wg.Done()
-		// A session of its own, as for downloads: events must not wait.
-		c, err := newSFTP(l.ssh)
-		var refused *ssh.OpenChannelError
-		switch {
-		case err == nil:
-			opened <- c
-			err = u.run(c)
-			l.start(func() { _ = c.Close() }) // waits for the server
-		case errors.As(err, &refused): // the server allows few sessions
-			err = u.run(l.sftp)
-		}
-		result <- err
-	}()
-	stall := time.NewTimer(l.t.Stall)
-	defer stall.Stop()
-	for {
-		select {
-		case err := <-result:
-			return l.explain(what, err)
-		case <-u.progress:
-			stall.Reset(l.t.Stall)
-			continue
-		case <-l.done:
-			return l.down(what)
-		case <-ctx.Done():
-			err = context.Cause(ctx)
-		case <-stall.C:
-			err = fmt.Errorf("%w: no byte taken for %s", ErrStalled, l.t.Stall)
-		}
-		// Ends the write that is under way, if the server still answers; else it ends with the link.
-		select {
-		case c := <-opened:
-			l.start(func() { _ = c.Close() })
-		default:
-		}
-		return fmt.Errorf("%s: %w", what, err)
-	}
+	defer close(u.stop)
+	return l.transfer(ctx, what, u.progress, u.run)
 }
 
 // An upload is one call of Upload, as its goroutine sees it.
@@ -90,7 +44,7 @@ type upload struct {
 	size       int64
 	fresh      bool
 	write      func(io.Writer) error
-	progress   chan struct{}
+	progress   progress
 	stop       chan struct{} // closed when nobody waits any more
 }
 
@@ -153,7 +107,7 @@ func (u *upload) fill(c *sftp.Client) error {
 	// One write at a time: with several at once, a broken one leaves a hole
 	// before the others, and the size would not say how much there is.
 	out := bufio.NewWriterSize(u.guard(f, have), maxPacket)
-	if err := u.write(&skipper{w: out, skip: have, moved: u.moved}); err != nil {
+	if err := u.write(&skipper{w: out, skip: have, moved: u.progress.moved}); err != nil {
 		return err
 	}
 	if err := out.Flush(); err != nil {
@@ -185,21 +139,13 @@ func (u *upload) stopped() error {
 	}
 }
 
-// moved says that it goes on.
-func (u *upload) moved() {
-	select {
-	case u.progress <- struct{}{}:
-	default:
-	}
-}
-
 // syncEvery bounds what one sync has to write: all at the end could take longer
 // than a stall.
 const syncEvery = 64 << 20
 
 func (u *upload) sync(f *remoteFile) error {
-	u.moved()
-	defer u.moved()
+	u.progress.moved()
+	defer u.progress.moved()
 	if err := f.Sync(); err != nil {
 		return fmt.Errorf("sync %s: %w", u.temp, err)
 	}
@@ -214,7 +160,7 @@ func (u *upload) guard(f *remoteFile, at int64) io.Writer {
 			return 0, err
 		}
 		n, err := f.Write(p)
-		u.moved()
+		u.progress.moved()
 		if err != nil {
 			return n, fmt.Errorf("write %s: %w", u.temp, err)
 		}
