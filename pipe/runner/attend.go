@@ -43,9 +43,9 @@ const (
 	// aliveEvery is how often a unit that says nothing is looked after. Its
 	// end is noticed by itself; this is for one that died without a result.
 	aliveEvery = 5 * time.Second
-	// leaveWithin is how long a unit may take to be gone after its result;
-	// systemd kills what is left after 10 s.
-	leaveWithin = 20 * time.Second
+	// leaveWithin is how long a unit may take to be gone after its result,
+	// beyond the grace, after which what is left is killed.
+	leaveWithin = 10 * time.Second
 	// killWithin is how long processes that were killed may take.
 	killWithin = 10 * time.Second
 )
@@ -54,6 +54,9 @@ const (
 func (a *attendant) run(ctx context.Context) error {
 	if a.ran == nil {
 		err := a.start(ctx)
+		if errors.Is(err, errDismissed) {
+			return a.settle(ctx, neverRan)
+		}
 		var failed *startError
 		if errors.As(err, &failed) {
 			return a.settle(ctx, outcome{Finished: pipe.Finished{
@@ -68,22 +71,11 @@ func (a *attendant) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !ok && a.ran.Boot != a.r.cfg.Boot {
-		if err := dropZeros(a.path.log(), a.told); err != nil {
-			return err
-		}
-		return a.settle(ctx, outcome{Started: true, Finished: pipe.Finished{
-			Status: pipe.StatusInterrupted,
-			Reason: "the VM stopped while it ran; the end of its output may be missing",
-		}})
-	}
 	if !ok {
-		return a.settle(ctx, outcome{Started: true, Finished: pipe.Finished{
-			Status: pipe.StatusInterrupted,
-			Reason: "its unit died without a result while it ran",
-		}})
+		return a.lost(ctx)
 	}
 	o := outcome{Started: true, Finished: result.finished(*a.ran, a.timeout())}
+	a.cancelled(&o.Finished, &result)
 	if err := a.empty(ctx); err != nil {
 		return err
 	}
@@ -108,11 +100,33 @@ func (a *attendant) run(ctx context.Context) error {
 	return a.settle(ctx, o)
 }
 
+// lost ends a job that left no result.
+func (a *attendant) lost(ctx context.Context) error {
+	o := outcome{Started: true, Finished: pipe.Finished{
+		Status: pipe.StatusInterrupted,
+		Reason: "its unit died without a result while it ran",
+	}}
+	switch {
+	case a.ran.Slot < 1:
+		o.Finished.Reason = "the runner or the VM stopped as it was about to be started"
+	case a.ran.Boot != a.r.cfg.Boot:
+		if err := dropZeros(a.path.log(), a.told); err != nil {
+			return err
+		}
+		o.Finished.Reason = "the VM stopped while it ran; the end of its output may be missing"
+	}
+	a.cancelled(&o.Finished, nil)
+	return a.settle(ctx, o)
+}
+
 // startError: the unit could not be started, and nothing of it runs.
 type startError struct{ err error }
 
 func (e *startError) Error() string { return fmt.Sprintf("it could not be started: %v", e.err) }
 func (e *startError) Unwrap() error { return e.err }
+
+// errDismissed: the job was cancelled before its marker was made.
+var errDismissed = errors.New("cancelled before it ran")
 
 // start makes the job's folder, says on disk that it is started, and starts
 // it.
@@ -135,6 +149,9 @@ func (a *attendant) start(ctx context.Context) error {
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
+	}
+	if exists(a.path.cancel()) {
+		return errDismissed
 	}
 	err = a.r.spool.disk.mark(a.path.ran(), data)
 	if err != nil && !errors.Is(err, fs.ErrExist) {
@@ -251,6 +268,7 @@ func (a *attendant) spec() Spec {
 		Ran:     a.path.ran(),
 		Result:  a.path.result(),
 		Timeout: a.timeout(),
+		Grace:   cfg.Grace,
 		Env:     env,
 	}
 }
@@ -291,10 +309,17 @@ func (a *attendant) follow(ctx context.Context) (Result, bool, error) {
 		return Result{}, false, err
 	}
 	defer t.close()
-	looked := time.Time{}
+	looked, stopped := time.Time{}, false
 	for {
 		if result, ok, err := a.result(); ok || err != nil {
 			return result, ok, err
+		}
+		// The wish appears in the folder that is watched.
+		if !stopped && exists(a.path.cancel()) {
+			if err := a.r.cfg.Units.Stop(ctx, a.spec()); err != nil {
+				return Result{}, false, err
+			}
+			stopped = true
 		}
 		if time.Since(looked) >= aliveEvery {
 			looked = time.Now()
@@ -323,15 +348,16 @@ func (a *attendant) follow(ctx context.Context) (Result, bool, error) {
 			return Result{}, false, err
 		}
 		// What was written meanwhile is one wake-up, not one for each line.
-		if !ended(notices) && !pause(ctx, batch) {
+		if !urgent(notices) && !pause(ctx, batch) {
 			return Result{}, false, context.Cause(ctx)
 		}
 	}
 }
 
-// ended reports whether the stop hook's file is among what was noticed.
-func ended(notices []notice) bool {
-	return slices.ContainsFunc(notices, func(n notice) bool { return n.name == resultName })
+// urgent reports whether the stop hook's file, or the wish that the job end,
+// is among what was noticed.
+func urgent(notices []notice) bool {
+	return slices.ContainsFunc(notices, func(n notice) bool { return n.name == resultName || n.name == cancelName })
 }
 
 // result reads what the stop hook left. One that makes no sense is none.
@@ -352,11 +378,12 @@ func (a *attendant) empty(ctx context.Context) error {
 	if a.ran.Boot != a.r.cfg.Boot {
 		return nil
 	}
-	gone, err := a.gone(ctx, leaveWithin)
+	within := a.r.cfg.Grace + leaveWithin
+	gone, err := a.gone(ctx, within)
 	if gone || err != nil {
 		return err
 	}
-	a.r.logf("job %s: processes are left %s after its end: they are killed", folder(a.rec.ref()), leaveWithin)
+	a.r.logf("job %s: processes are left %s after its end: they are killed", folder(a.rec.ref()), within)
 	if err := a.r.cfg.Units.Kill(ctx, a.spec()); err != nil {
 		return err
 	}
@@ -445,10 +472,14 @@ func (a *attendant) drain(ctx context.Context) (int64, error) {
 
 // replay repeats the output of a job whose outcome is on record.
 func (a *attendant) replay(ctx context.Context) error {
-	if _, err := a.drain(ctx); err != nil {
+	length, err := a.drain(ctx)
+	if err != nil {
 		return err
 	}
 	return a.r.call(ctx, func() error {
+		if a.job.told.log < length {
+			return nil // a new generation began meanwhile, and wants it all
+		}
 		// A crash may have cut the log below what the outcome says.
 		a.job.told.log = max(a.job.told.log, a.job.outcome.Finished.LogLength)
 		return a.r.tell(a.job)

@@ -33,7 +33,7 @@ func TestRefusedArtifacts(t *testing.T) {
 		"many":          {`cd $OUT; for i in {0..10000}; do : >f$i; done`, "more than 10000 files"},
 		"good and bad":  {"echo a >$OUT/a; mkdir $OUT/b; ln -s /etc/passwd $OUT/b/c", "$OUT/b/c is a link to /etc/passwd"},
 		// The job's descriptor lives on in a process that is not its own.
-		"open for write": {"echo a >$OUT/x; setsid --fork bash -c 'echo >r; exec sleep 20' 9>&- 3>>$OUT/x >/dev/null 2>&1; until [[ -e r ]]; do :; done", "still open for writing"},
+		"open for write": {"echo a >$OUT/x; setsid --fork env -u PROCESS_UNIT bash -c 'echo >r; exec sleep 20' 9>&- 3>>$OUT/x >/dev/null 2>&1; until [[ -e r ]]; do :; done", "still open for writing"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newMachine(t)

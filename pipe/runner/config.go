@@ -44,6 +44,10 @@ type Config struct {
 	SystemsFile string
 	Path        string // PATH of jobs; empty is where NixOS and Debian have programs
 
+	// Grace is how long a job that is to end may take to do so, between SIGTERM
+	// and SIGKILL; 0 is DefaultGrace.
+	Grace time.Duration
+
 	Boot string // id of this boot of the VM; empty is the kernel's
 	// Port and Host are those of the download command in artifact events:
 	// what a person on the Docker host with a key and the default ports types.
@@ -62,6 +66,10 @@ type Config struct {
 
 // DefaultSlots is how many jobs run at once where nobody says.
 const DefaultSlots = 2
+
+// DefaultGrace is what a job that is cancelled or ran too long has to put its
+// things in order.
+const DefaultGrace = 10 * time.Second
 
 // An account is a user by number.
 type account struct {
@@ -82,6 +90,12 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Slots == 0 {
 		c.Slots = DefaultSlots
+	}
+	if c.Grace < 0 {
+		return c, fmt.Errorf("configure: a grace of %s", c.Grace)
+	}
+	if c.Grace == 0 {
+		c.Grace = DefaultGrace
 	}
 	if c.Store == "" {
 		c.Store = "/nix/store"

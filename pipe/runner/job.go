@@ -46,6 +46,18 @@ type marker struct {
 	Uptime int64  `json:"uptime_ns"` // CLOCK_BOOTTIME
 }
 
+// A wish says since when a job is wanted to end.
+type wish struct {
+	Boot   string    `json:"boot"`
+	Uptime int64     `json:"uptime_ns"` // CLOCK_BOOTTIME
+	Time   time.Time `json:"time"`      // for people
+}
+
+// after reports whether the wish came when the unit had ended already.
+func (w wish) after(ran marker, r Result) bool {
+	return w.Boot == ran.Boot && w.Uptime > 0 && r.Uptime > 0 && w.Uptime > r.Uptime
+}
+
 // An outcome is the one end of one attempt.
 type outcome struct {
 	Started   bool            `json:"started"`
@@ -57,6 +69,7 @@ type outcome struct {
 type job struct {
 	record
 	ran      *marker  // nil: not started
+	wish     *wish    // nil: nobody wants it cancelled
 	started  bool     // its process runs, or ran
 	outcome  *outcome // nil: not ended
 	base     int64    // how much of its output earlier generations told
@@ -88,6 +101,7 @@ func (p paths) body() string    { return filepath.Join(p.spool, "body") }
 func (p paths) inputs() string  { return filepath.Join(p.spool, "inputs") }
 func (p paths) base() string    { return filepath.Join(p.spool, "base") }
 func (p paths) ran() string     { return filepath.Join(p.spool, "ran") }
+func (p paths) cancel() string  { return filepath.Join(p.spool, cancelName) }
 func (p paths) log() string     { return filepath.Join(p.spool, "log") }
 func (p paths) result() string  { return filepath.Join(p.spool, resultName) }
 func (p paths) outcome() string { return filepath.Join(p.spool, "outcome") }
@@ -103,4 +117,7 @@ func (p paths) report() string { return filepath.Join(p.own, "report") }
 // root's and which it can't write to.
 func (p paths) ownInputs() string { return filepath.Join(p.own, "inputs") }
 
-const resultName = "result"
+const (
+	resultName = "result"
+	cancelName = "cancel"
+)

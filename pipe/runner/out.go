@@ -1,17 +1,15 @@
 package runner
 
 import (
-	"bufio"
-	"bytes"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -33,9 +31,15 @@ type out struct {
 	length *effect.File // spool/length
 	gen    pipe.Generation
 	seq    uint64 // of the last event
+	head   int64  // behind the first line, which is never freed
+	freed  int64  // from here on, at the latest, the file is whole
 	size   int64  // of the file, which nobody else writes to
+	mtime  int64  // when it was last written to, in nanoseconds
 	torn   bool   // its last bytes are no whole line
 	blocks int64  // allocated up to here
+
+	noHoles bool            // this file system can't free blocks
+	strange pipe.Generation // of which it was said that it is not known
 }
 
 // errPipeLost: pipe_out is not the file that was written to, or not as long.
@@ -47,117 +51,51 @@ type generationRecord struct {
 	Boot       string          `json:"boot"`
 }
 
-// told is what a pipe_out says of one attempt of a job.
-type told struct {
-	accepted, started, finished bool
-	log                         int64 // where its output goes on
-	artifacts                   int
-}
-
-// A history is what a pipe_out says in all.
-type history struct {
-	gen  pipe.Generation // of the first hello; empty without one
-	seq  uint64
-	jobs map[pipe.JobRef]told
-	end  int64 // behind the last newline
-	size int64
-}
-
-// readHistory reads events. Lines that are none are passed over: a torn one
-// after a crash, bytes that were punched out.
-func readHistory(r io.Reader) (history, error) {
-	h := history{jobs: map[pipe.JobRef]told{}}
-	buf := bufio.NewReaderSize(r, pipe.MaxLine)
-	for {
-		line, err := buf.ReadSlice('\n')
-		h.size += int64(len(line))
-		switch {
-		case err == nil:
-			h.end = h.size
-			h.add(bytes.TrimLeft(line, "\x00"))
-		case errors.Is(err, bufio.ErrBufferFull):
-			// Longer than any event; its end is passed over as a line of its own.
-		case errors.Is(err, io.EOF):
-			return h, nil
-		default:
-			return h, fmt.Errorf("read events: %w", err)
-		}
-	}
-}
-
-func (h *history) add(line []byte) {
-	e, err := pipe.ParseEvent(line)
-	if err != nil && !errors.Is(err, pipe.ErrUnknownType) {
-		return
-	}
-	h.seq = max(h.seq, e.Seq)
-	if err != nil {
-		return
-	}
-	ref := pipe.JobRef{Job: e.Job, Attempt: e.Attempt}
-	t := h.jobs[ref]
-	switch e.Type {
-	case pipe.TypeHello:
-		if h.gen == "" {
-			h.gen = e.Hello.Generation
-		}
-		return
-	case pipe.TypeAccepted:
-		if e.Accepted.Request != jobKey(ref) {
-			return // to acknowledge it, say
-		}
-		t.accepted = true
-	case pipe.TypeStarted:
-		t.started = true
-	case pipe.TypeLog:
-		t.log = max(t.log, e.Log.Offset+int64(len(e.Log.Data)))
-	case pipe.TypeArtifact:
-		t.artifacts++
-	case pipe.TypeFinished:
-		t.finished = true
-	default:
-		return
-	}
-	h.jobs[ref] = t
-}
-
-// jobKey is the key of the request that brought a job.
-func jobKey(ref pipe.JobRef) string {
-	return pipe.Header{Kind: pipe.KindJob, Job: ref.Job, Attempt: ref.Attempt}.Key()
-}
-
-// readOut reads the history of a file, empty if there is none.
-func readOut(path string) (history, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return history{}, nil
-	}
-	if err != nil {
-		return history{}, fmt.Errorf("open pipe_out: %w", err)
-	}
-	defer f.Close()
-	return readHistory(f)
-}
-
 // resume goes on in the file that h was read from, if it is this boot's and
-// whole; else it reports false.
-func (o *out) resume(h history) (bool, error) {
+// whole. If not it reports false, and what speaks against building on what
+// the file says: nil at an ordinary boot and on a new disk.
+func (o *out) resume(h history, m mark) (bool, error, error) {
 	var rec generationRecord
 	if err := readJSON(o.recordPath(), maxResult, &rec); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
-			return false, nil
+			if h.gen == "" && h.size == 0 {
+				return false, nil, nil
+			}
+			return false, fmt.Errorf("%w: nothing is on record of it", errDamaged), nil
 		}
-		return false, err
+		return false, nil, err
 	}
-	if rec.Boot != o.cfg.Boot || h.gen == "" || h.gen != rec.Generation || h.size < o.knownLength(rec.Generation) {
-		return false, nil
+	switch {
+	case h.gen == "":
+		return false, fmt.Errorf("%w: generation %s is not there", errDamaged, rec.Generation), nil
+	case h.gen != rec.Generation:
+		return false, fmt.Errorf("%w: it is of generation %s, not %s", errDamaged, h.gen, rec.Generation), nil
+	case h.damage != nil:
+		return false, h.damage, nil
+	case rec.Boot != o.cfg.Boot:
+		return false, nil, nil
+	case h.zeros: // within a boot nothing is lost by itself
+		return false, fmt.Errorf("%w: NUL bytes behind %d", errDamaged, h.end), nil
 	}
 	f, err := effect.OpenFile(o.cfg.pipeOut(), os.O_WRONLY|os.O_APPEND|unix.O_NOFOLLOW, 0)
 	if err != nil {
-		return false, fmt.Errorf("open pipe_out: %w", err)
+		return false, nil, fmt.Errorf("open pipe_out: %w", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return false, nil, errors.Join(fmt.Errorf("look at pipe_out: %w", err), f.Close())
+	}
+	// The note is made after each event. A runner that was killed in between
+	// leaves a longer file, and that its lines count on is seen already.
+	if size, mtime := o.noted(rec.Generation); st.Size < size || st.Size == size && mtime != 0 && mtime != st.Mtim.Nano() {
+		return false, fmt.Errorf("%w: somebody else wrote to it or cut it", errDamaged), f.Close()
 	}
 	o.take(f, rec.Generation, h.seq, h.size, h.end != h.size)
-	return true, nil
+	o.head = h.head
+	if m.Generation == o.gen {
+		o.freed = m.Freed
+	}
+	return true, nil, nil
 }
 
 func (o *out) take(f *effect.File, gen pipe.Generation, seq uint64, size int64, torn bool) {
@@ -165,7 +103,17 @@ func (o *out) take(f *effect.File, gen pipe.Generation, seq uint64, size int64, 
 		_ = o.file.Close()
 	}
 	o.file, o.gen, o.seq, o.size, o.torn, o.blocks = f, gen, seq, size, torn, size
+	o.head, o.freed = size, 0
+	o.note()
 	o.remember()
+}
+
+// note keeps the time of the last write, by which somebody else's is told.
+func (o *out) note() {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(o.file.Fd()), &st); err == nil {
+		o.mtime = st.Mtim.Nano()
+	}
 }
 
 func (o *out) recordPath() string { return filepath.Join(o.cfg.spool(), "generation") }
@@ -307,29 +255,55 @@ func (o *out) old() ([]pipe.Generation, error) {
 	return all, nil
 }
 
-// consumed frees what a reader has stored. For now that is whole files, of
-// generations before the one it reads; blocks below its position in this one
-// could be punched out here.
-func (o *out) consumed(p pipe.Position) error {
+// freeOld removes the files of generations before the one that a reader is
+// at, and reports whether that one is known.
+func (o *out) freeOld(g pipe.Generation) (bool, error) {
 	old, err := o.old()
 	if err != nil {
-		return err
+		return false, err
 	}
-	known := p.Generation == o.gen
-	for _, g := range old {
-		known = known || g == p.Generation
+	if g != o.gen && !slices.Contains(old, g) {
+		return false, nil // of another VM, or long gone: says nothing about these files
 	}
-	if !known {
-		return nil // of another VM, or long gone: says nothing about these files
-	}
-	limit, _ := p.Generation.Number()
+	limit, _ := g.Number()
 	for _, g := range old {
 		if n, _ := g.Number(); n < limit {
 			if err := effect.RemoveAll(filepath.Join(o.cfg.Pipe, g.File())); err != nil {
-				return fmt.Errorf("free generation %s: %w", g, err)
+				return true, fmt.Errorf("free generation %s: %w", g, err)
 			}
 		}
 	}
+	return true, nil
+}
+
+// freeable is the range of whole blocks below offset, without those that hold
+// the first line: whoever begins at the start learns the generation there.
+func (o *out) freeable(offset int64) (from, to int64) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(o.file.Fd()), &st); err != nil || st.Blksize <= 0 {
+		return 0, 0
+	}
+	block := int64(st.Blksize) //nolint:unconvert // not on every processor
+	return (o.head + block - 1) / block * block, offset / block * block
+}
+
+// punch gives back the blocks of a range. All offsets stay what they are.
+func (o *out) punch(from, to int64) error {
+	if err := o.disk.failing("punch", o.cfg.pipeOut()); err != nil {
+		return err
+	}
+	effect.Before("punch", o.cfg.pipeOut())
+	err := unix.Fallocate(int(o.file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, from, to-from)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		o.noHoles = true
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("free what was read of pipe_out: %w", err)
+	}
+	o.freed = to
+	o.note()
+	o.remember()
 	return nil
 }
 
@@ -362,7 +336,7 @@ func (o *out) intact() error {
 	if err := unix.Fstat(int(o.file.Fd()), &here); err != nil {
 		return fmt.Errorf("look at pipe_out: %w", err)
 	}
-	if here.Dev != there.Dev || here.Ino != there.Ino || here.Size != o.size {
+	if here.Dev != there.Dev || here.Ino != there.Ino || here.Size != o.size || here.Mtim.Nano() != o.mtime {
 		return errPipeLost
 	}
 	return nil
@@ -400,6 +374,7 @@ func (o *out) write(data []byte) error {
 	if err := o.disk.failing("append", o.cfg.pipeOut()); err != nil {
 		return err
 	}
+	defer o.note()
 	if need := o.size + int64(len(data)); need > o.blocks {
 		effect.Before("allocate", o.cfg.pipeOut())
 		err := unix.Fallocate(int(o.file.Fd()), unix.FALLOC_FL_KEEP_SIZE, o.size, int64(len(data))+ahead)
@@ -430,9 +405,9 @@ func (o *out) sync() error {
 	return nil
 }
 
-// remember notes how long the file is, so that the next runner can tell that
-// it was cut. It only has to hold within one boot, so it is not synced, and a
-// loss of it only hides a cut.
+// remember notes how long the file is and when it was written to, so that the
+// next runner can tell that somebody else did, or cut it. It only has to hold
+// within one boot, so it is not synced, and a loss of it only hides that.
 func (o *out) remember() {
 	if o.length == nil {
 		f, err := effect.OpenFile(o.lengthPath(), os.O_RDWR|os.O_CREATE, 0o600)
@@ -441,24 +416,28 @@ func (o *out) remember() {
 		}
 		o.length = f
 	}
-	_, _ = o.length.WriteAt(fmt.Appendf(nil, "%020d %-28s\n", o.size, o.gen), 0)
+	_, _ = o.length.WriteAt(fmt.Appendf(nil, "%020d %-28s %020d\n", o.size, o.gen, o.mtime), 0)
 }
 
-// knownLength is what remember noted for that generation; 0 if nothing.
-func (o *out) knownLength(gen pipe.Generation) int64 {
+// noted is what remember noted for that generation; 0 for what it did not.
+func (o *out) noted(gen pipe.Generation) (size, mtime int64) {
 	data, err := readBounded(o.lengthPath(), maxResult)
 	if err != nil {
-		return 0
+		return 0, 0
 	}
 	fields := strings.Fields(string(data))
-	if len(fields) != 2 || fields[1] != string(gen) {
-		return 0
+	if len(fields) < 2 || fields[1] != string(gen) {
+		return 0, 0
 	}
-	n, err := strconv.ParseInt(fields[0], 10, 64)
-	if err != nil {
-		return 0
+	if size, err = strconv.ParseInt(fields[0], 10, 64); err != nil {
+		return 0, 0
 	}
-	return n
+	if len(fields) > 2 { // runners before wrote none
+		if mtime, err = strconv.ParseInt(fields[2], 10, 64); err != nil {
+			return size, 0
+		}
+	}
+	return size, mtime
 }
 
 func (o *out) close() {

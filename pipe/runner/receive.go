@@ -91,12 +91,18 @@ func (r *Runner) obey(ctx context.Context, l letter, h pipe.Header, body []byte)
 	if refused := r.foreign(h); refused != nil {
 		return false, refused
 	}
-	if h.Consumed != nil {
-		if err := r.out.consumed(*h.Consumed); err != nil {
+	if h.Consumed != nil && h.Kind != pipe.KindConsume && h.Kind != pipe.KindRepeat {
+		if err := r.consume(*h.Consumed, punchLeast); err != nil {
 			r.logf("%v", err)
 		}
 	}
 	switch h.Kind {
+	case pipe.KindCancel:
+		return false, r.cancel(pipe.JobRef{Job: h.Job, Attempt: h.Attempt})
+	case pipe.KindConsume:
+		return false, r.unless(r.consume(*h.Consumed, 0))
+	case pipe.KindRepeat:
+		return false, r.unless(r.repeat(ctx, *h.Consumed))
 	case pipe.KindJob:
 		later, refused := r.accept(ctx, l, h, body)
 		if !later && refused == nil {
@@ -199,6 +205,14 @@ func (r *Runner) add(rec record, body []byte, inputs string) *pipe.Refused {
 	r.order++
 	r.jobs[rec.ref()] = &job{record: rec}
 	return nil
+}
+
+// unless refuses what met an error.
+func (r *Runner) unless(err error) *pipe.Refused {
+	if err == nil {
+		return nil
+	}
+	return r.unable(err)
 }
 
 // unable says that a request could not be stored.

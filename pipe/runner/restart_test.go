@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -20,15 +21,21 @@ import (
 const childArgument = "run-as-child"
 
 func TestMain(m *testing.M) {
-	if len(os.Args) == 5 && os.Args[1] == childArgument {
+	if len(os.Args) == 6 && os.Args[1] == childArgument {
+		slots, err := strconv.Atoi(os.Args[5])
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
 		cfg := Config{
 			Pipe: filepath.Join(os.Args[2], "nexus_bootstrap"), Data: filepath.Join(os.Args[2], "data"),
-			Units: ProcessUnits{}, Boot: os.Args[3], Image: "test-1", Version: "child", Log: os.Stderr,
+			Units: ProcessUnits{}, Boot: os.Args[3], Slots: slots, Image: "test-1", Version: "child", Log: os.Stderr,
 		}
-		// Killed before a job's unit is started, where the argument says so.
+		// Killed before the write to a file of that name, or before what is
+		// called so.
 		if where := os.Args[4]; where != "-" {
-			cfg.fault = func(_, path string) error {
-				if filepath.Base(path) == where {
+			cfg.fault = func(op, path string) error {
+				if filepath.Base(path) == where || op == where {
 					return unix.Kill(os.Getpid(), unix.SIGKILL)
 				}
 				return nil
@@ -48,7 +55,7 @@ func TestMain(m *testing.M) {
 // startChild runs a runner as a process, and returns what kills it with -9.
 func (m *machine) startChild(dieAt string) (kill, wait func()) {
 	m.t.Helper()
-	cmd := exec.CommandContext(m.t.Context(), os.Args[0], childArgument, filepath.Dir(m.cfg.Pipe), m.cfg.Boot, dieAt)
+	cmd := exec.CommandContext(m.t.Context(), os.Args[0], childArgument, filepath.Dir(m.cfg.Pipe), m.cfg.Boot, dieAt, strconv.Itoa(m.cfg.Slots))
 	cmd.Stderr = m.log
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -60,7 +67,18 @@ func (m *machine) startChild(dieAt string) (kill, wait func()) {
 	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "ready\n" {
 		m.t.Fatalf("child said %q, %v", line, err)
 	}
-	wait = func() { _ = cmd.Wait() }
+	wait = func() {
+		m.t.Helper()
+		ended := make(chan struct{})
+		go func() { _ = cmd.Wait(); close(ended) }()
+		select {
+		case <-ended:
+		case <-time.After(patience):
+			_ = cmd.Process.Kill()
+			m.t.Errorf("the child does not end at %q", dieAt)
+			<-ended
+		}
+	}
 	return func() { _ = cmd.Process.Kill(); wait() }, wait
 }
 
@@ -311,7 +329,7 @@ func TestTornLine(t *testing.T) {
 	if bad != 1 {
 		t.Errorf("%d lines are no events, want the torn one", bad)
 	}
-	h, err := readOut(m.cfg.pipeOut())
+	h, err := readOut(m.cfg.pipeOut(), mark{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -353,7 +371,7 @@ func TestDamagedPipeOut(t *testing.T) {
 				} else {
 					m.rename(request(t, jobHeader("after", 1), "echo after\n"))
 					m.until("a new generation", func() bool {
-						h, err := readOut(m.cfg.pipeOut())
+						h, err := readOut(m.cfg.pipeOut(), mark{})
 						n, _ := h.gen.Number()
 						return err == nil && n == 2
 					})

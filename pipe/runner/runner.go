@@ -120,12 +120,13 @@ func (r *Runner) start(ctx context.Context) error {
 	if err := r.out.tidy(); err != nil {
 		return err
 	}
-	h, err := readOut(r.cfg.pipeOut())
+	m := r.spool.mark()
+	h, err := readOut(r.cfg.pipeOut(), m)
 	if err != nil {
 		r.logf("a new pipe_out is begun: %v", err)
-		h = history{}
+		h = history{damage: err}
 	}
-	resumed, err := r.out.resume(h)
+	resumed, lost, err := r.out.resume(h, m)
 	if err != nil {
 		return err
 	}
@@ -138,8 +139,13 @@ func (r *Runner) start(ctx context.Context) error {
 			return err
 		}
 		r.logf("runner %s goes on in generation %s with %d jobs", r.cfg.Version, r.out.gen, len(jobs))
-	} else if err := r.renew(h); err != nil {
-		return err
+	} else {
+		if lost != nil {
+			r.logf("%v: a new generation begins, in which all is told again", lost)
+		}
+		if err := r.renew(h, lost != nil); err != nil {
+			return err
+		}
 	}
 	r.cleanUploads(!resumed)
 	r.work.Go(func() { r.janitor(ctx) })
@@ -311,21 +317,16 @@ func (r *Runner) mend(ctx context.Context) error {
 	if !errors.Is(err, errPipeLost) {
 		return err
 	}
-	r.logf("%v: a new generation begins", err)
+	r.logf("%v: a new generation begins, in which all is told again", err)
 	if err := r.cfg.makePipe(r.user); err != nil {
 		return err
 	}
-	h, err := readOut(r.cfg.pipeOut())
+	h, err := readOut(r.cfg.pipeOut(), r.spool.mark())
 	if err != nil {
 		r.logf("%v", err)
 		h = history{}
 	}
-	if h.gen != r.out.gen {
-		// Not the file that these jobs were told in: what it says of them is
-		// not to be built on.
-		h = history{gen: h.gen}
-	}
-	if err := r.renew(h); err != nil {
+	if err := r.renew(h, true); err != nil {
 		return err
 	}
 	r.takeUp(ctx)
@@ -333,17 +334,24 @@ func (r *Runner) mend(ctx context.Context) error {
 }
 
 // renew begins a generation after the file whose history is h, and repeats
-// in it the state of every job. Output goes on where h leaves off: what was
-// told is in the files of the generations before.
-func (r *Runner) renew(h history) error {
+// in it the state of every job. Output goes on where h leaves off, since what
+// was told is in the files of the generations before; with again, which is
+// for files that are not to be relied on, it is told from its beginning.
+func (r *Runner) renew(h history, again bool) error {
 	for _, j := range r.jobs {
-		if old := h.jobs[j.ref()].log; old > j.base {
-			if err := r.spool.setBase(j.ref(), old); err != nil {
+		base := max(j.base, h.jobs[j.ref()].log)
+		if again {
+			base = 0
+		}
+		// Before the file: a runner that dies in between tells too much in the
+		// one that is there, never too little in the next.
+		if base != j.base {
+			if err := r.spool.setBase(j.ref(), base); err != nil {
 				return err
 			}
-			j.base = old
+			j.base = base
 		}
-		j.told = told{log: j.base}
+		j.told = told{log: base}
 	}
 	if err := r.out.begin(h, *r.hello()); err != nil {
 		return err

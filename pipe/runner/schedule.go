@@ -33,6 +33,8 @@ func (r *Runner) takeUp(ctx context.Context) {
 			r.takeUpEnded(ctx, j)
 		case j.ran != nil:
 			r.attend(ctx, j, j.ran.Slot)
+		case j.wish != nil:
+			r.dismiss(ctx, j)
 		default:
 			if slot := r.freeSlot(); slot > 0 {
 				r.attend(ctx, j, slot)

@@ -154,6 +154,12 @@ func (s *spool) loadJob(name string) (*job, error) {
 			j.ran = &marker{} // cut by a crash: never started, but who knows
 		}
 	}
+	if exists(p.cancel()) {
+		j.wish = &wish{}
+		if err := readJSON(p.cancel(), maxResult, j.wish); err != nil {
+			j.wish = &wish{} // since when nobody knows; that it is wanted is what counts
+		}
+	}
 	var o outcome
 	switch err := readJSON(p.outcome(), maxOutcome, &o); {
 	case err == nil && (o.Finished.Status == "" || o.Finished.LogLength < 0):
@@ -220,6 +226,50 @@ func (s *spool) setBase(ref pipe.JobRef, n int64) error {
 	return s.room.use(func() error {
 		return s.disk.write(s.cfg.paths(ref).base(), strconv.AppendInt(nil, n, 10))
 	})
+}
+
+// wish notes that a job is to end.
+func (s *spool) wish(ref pipe.JobRef, w wish) error {
+	data, err := json.Marshal(w)
+	if err != nil {
+		return fmt.Errorf("note that a job is to end: %w", err)
+	}
+	return s.room.use(func() error { return s.disk.write(s.cfg.paths(ref).cancel(), data) })
+}
+
+// mark is what was freed of pipe_out; of none if that can't be read, and then
+// the file shows that it is not whole.
+func (s *spool) mark() mark {
+	var m mark
+	if err := readJSON(s.path("consumed"), maxOutcome, &m); err != nil {
+		return mark{}
+	}
+	return m
+}
+
+func (s *spool) setMark(m mark) error {
+	data, err := json.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("note what was read of pipe_out: %w", err)
+	}
+	return s.room.use(func() error { return s.disk.write(s.path("consumed"), data) })
+}
+
+// repeated is the place for which all was told again last.
+func (s *spool) repeated() pipe.Position {
+	var p pipe.Position
+	if err := readJSON(s.path("repeated"), maxResult, &p); err != nil {
+		return pipe.Position{} // then it is told once more
+	}
+	return p
+}
+
+func (s *spool) setRepeated(p pipe.Position) error {
+	data, err := json.Marshal(p)
+	if err != nil {
+		return fmt.Errorf("note what was told again: %w", err)
+	}
+	return s.room.use(func() error { return s.disk.write(s.path("repeated"), data) })
 }
 
 // settle stores the one outcome. It is the first that counts.

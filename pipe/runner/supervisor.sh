@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Runs one job for ProcessUnits: what systemd does in the VM, but that of what the job wrote only its output is synced.
-# Arguments: lock file, script, log, result, timeout in seconds (0: none), folder.
-lock=$1 script=$2 log=$3 result=$4 timeout=$5 work=$6
+# Runs one job for ProcessUnits: what systemd does in the VM, but that of what
+# the job wrote only its output is synced.
+# Arguments: lock file, script, log, result, timeout in seconds (0: none),
+# grace in milliseconds, folder. SIGUSR1 ends the job.
+lock=$1 script=$2 log=$3 result=$4 timeout=$5 grace=$6 work=$7
 exec 9>>"$lock" || exit 1
 flock -n 9 || exit 1
 cd "$work" || exit 1
-echo ready
-exec </dev/null >/dev/null 2>&1 # what bash itself has to say is not the job's output
 
 uptime_ns() {
   local up rest
@@ -14,34 +14,65 @@ uptime_ns() {
   echo "${up/./}0000000"
 }
 
+# Every process of the job has this in its environment, also one that left the
+# process group.
+mark=PROCESS_UNIT=$lock
+members() { grep -lszxF "$mark" /proc/[0-9]*/environ | cut -d/ -f3; }
+signal() {
+  local pids
+  mapfile -t pids < <(members)
+  ((${#pids[@]})) && kill "$@" -- "${pids[@]}"
+} 2>/dev/null
+
+# All of the job: SIGTERM, the grace, SIGKILL.
+terminate() {
+  local i
+  signal -TERM || return 0
+  signal -CONT
+  for ((i = 0; i < grace; i += 50)); do
+    [[ $(members) ]] || return 0
+    sleep 0.05
+  done
+  for ((i = 0; i < 100; i++)); do
+    signal -KILL || return 0
+    sleep 0.05
+  done
+}
+
+why=
+end() {
+  trap '' USR1 USR2
+  why=$1
+  terminate
+}
+
 set -m # each job below is a process group of its own
-"$BASH" "$script" >>"$log" 2>&1 &
+env "$mark" "$BASH" "$script" </dev/null >>"$log" 2>&1 &
 job=$!
+trap 'end success' USR1
+trap 'end timeout' USR2
 echo "$$ $job" >&9
-watch=
 if ((timeout > 0)); then
   (
     exec 9>&-
+    trap - USR1 USR2
     sleep "$timeout"
-    : >"$result.timeout"
-    kill -TERM -- "-$job"
-    sleep 2
-    kill -KILL -- "-$job"
-  ) >/dev/null 2>&1 &
+    kill -USR2 "$$"
+  ) </dev/null >/dev/null 2>&1 &
   watch=$!
 fi
+echo ready
+exec </dev/null >/dev/null 2>&1 # what bash itself has to say is not the job's output
+
 wait "$job"
 code=$?
-[[ -n $watch ]] && kill -KILL -- "-$watch"
-
-# The leftovers of the job's process group.
-if kill -TERM -- "-$job" 2>/dev/null; then
-  for _ in {1..20}; do
-    kill -0 -- "-$job" 2>/dev/null || break
-    sleep 0.1
-  done
-  kill -KILL -- "-$job"
+if [[ $why ]]; then # the first one may have been the signal's
+  wait "$job"
+  code=$?
 fi
+trap '' USR1 USR2
+[[ ${watch-} ]] && kill -KILL -- "-$watch"
+terminate # what the script left behind
 
 service=success how=exited status=$code
 if ((code > 128)) && name=$(kill -l $((code - 128)) 2>/dev/null); then
@@ -49,7 +80,7 @@ if ((code > 128)) && name=$(kill -l $((code - 128)) 2>/dev/null); then
 elif ((code != 0)); then
   service=exit-code
 fi
-[[ -e $result.timeout ]] && service=timeout
+[[ $why ]] && service=$why
 printf '{"service_result":"%s","exit_code":"%s","exit_status":"%s","memory_peak":0,"uptime_ns":%s}\n' \
   "$service" "$how" "$status" "$(uptime_ns)" >"$result.part" &&
   sync "$log" "$result.part" && mv "$result.part" "$result"

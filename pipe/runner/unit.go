@@ -27,6 +27,10 @@ type Units interface {
 	Start(ctx context.Context, spec Spec) error
 	// Alive reports whether any process of the unit is left.
 	Alive(ctx context.Context, spec Spec) (bool, error)
+	// Stop begins to end the unit, and doesn't wait for it: every process of
+	// it is sent SIGTERM, and SIGKILL when [Spec.Grace] is over. That goes on
+	// when the runner dies, and asking again does no harm.
+	Stop(ctx context.Context, spec Spec) error
 	// Kill sends SIGKILL to every process of the unit.
 	Kill(ctx context.Context, spec Spec) error
 }
@@ -43,7 +47,8 @@ type Spec struct {
 	Log     string        // exists; output is appended to it
 	Ran     string        // the marker, for the stop hook
 	Result  string        // where the stop hook leaves the result
-	Timeout time.Duration // 0 is none
+	Timeout time.Duration // 0 is none; when it is over the unit is ended as by Stop
+	Grace   time.Duration // between SIGTERM and SIGKILL
 	Env     []string      // NAME=value
 }
 

@@ -38,7 +38,8 @@ func (ProcessUnits) Start(ctx context.Context, spec Spec) error {
 	// A new session, and a parent that is gone: the unit is not the runner's
 	// child, so the runner neither takes it along nor has to wait for it.
 	cmd := exec.CommandContext(ctx, "setsid", "--fork", "bash", "-c", supervisor, spec.Unit,
-		processLock(spec), spec.Script, spec.Log, spec.Result, strconv.FormatInt(int64(spec.Timeout/time.Second), 10), spec.Work)
+		processLock(spec), spec.Script, spec.Log, spec.Result,
+		strconv.FormatInt(int64(spec.Timeout/time.Second), 10), strconv.FormatInt(spec.Grace.Milliseconds(), 10), spec.Work)
 	cmd.Env = spec.Env
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -54,9 +55,31 @@ func (ProcessUnits) Start(ctx context.Context, spec Spec) error {
 }
 
 // processLock is held by the supervisor and by every process of the job that
-// didn't close it. It holds their process group's number.
+// didn't close it. It holds the numbers of the supervisor and of the script.
 func processLock(spec Spec) string {
 	return filepath.Join(filepath.Dir(spec.Result), "process")
+}
+
+// members are the processes of the job, whatever session or group they are in.
+// Of others' processes the environment can't be read, and they are none.
+func members(spec Spec) ([]int, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, fmt.Errorf("look for processes of %s: %w", spec.Unit, err)
+	}
+	mark := []byte("\x00PROCESS_UNIT=" + processLock(spec) + "\x00")
+	var all []int
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		env, err := os.ReadFile(filepath.Join("/proc", e.Name(), "environ"))
+		if err == nil && bytes.Contains(append([]byte{0}, env...), mark) {
+			all = append(all, pid)
+		}
+	}
+	return all, nil
 }
 
 // Alive implements [Units].
@@ -76,27 +99,67 @@ func (ProcessUnits) Alive(_ context.Context, spec Spec) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("look for processes of %s: %w", spec.Unit, err)
 	}
-	return false, nil
+	left, err := members(spec)
+	return len(left) > 0, err
 }
 
-// Kill implements [Units]. It reaches the job's process group; one that left
-// it and kept the lock stays alive.
-func (ProcessUnits) Kill(_ context.Context, spec Spec) error {
-	data, err := readBounded(processLock(spec), maxResult)
+// Stop implements [Units]. Without a supervisor there is nobody to see to the
+// grace.
+func (u ProcessUnits) Stop(ctx context.Context, spec Spec) error {
+	supervisor, _, err := processNumbers(spec)
 	if err != nil {
-		return fmt.Errorf("kill %s: %w", spec.Unit, err)
+		return err
 	}
-	for field := range strings.FieldsSeq(string(data)) {
-		pid, err := strconv.Atoi(field)
-		if err != nil || pid <= 1 {
-			return fmt.Errorf("kill %s: process group %q", spec.Unit, field)
-		}
-		effect.Before("kill", field)
-		if err := unix.Kill(-pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("kill %s: %w", spec.Unit, err)
-		}
+	effect.Before("kill", strconv.Itoa(supervisor))
+	err = unix.Kill(supervisor, unix.SIGUSR1)
+	if errors.Is(err, unix.ESRCH) {
+		return u.Kill(ctx, spec)
+	}
+	if err != nil {
+		return fmt.Errorf("stop %s: %w", spec.Unit, err)
 	}
 	return nil
+}
+
+// Kill implements [Units].
+func (ProcessUnits) Kill(ctx context.Context, spec Spec) error {
+	supervisor, script, err := processNumbers(spec)
+	if err != nil {
+		return err
+	}
+	// One that is forked meanwhile is found the next time.
+	for round := range 100 {
+		pids, err := members(spec)
+		if err != nil {
+			return err
+		}
+		if len(pids) == 0 && round > 0 {
+			return nil
+		}
+		for _, pid := range append(pids, -supervisor, -script) {
+			effect.Before("kill", strconv.Itoa(pid))
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("kill %s: %w", spec.Unit, err)
+			}
+		}
+		if !pause(ctx, time.Millisecond) {
+			return context.Cause(ctx)
+		}
+	}
+	return nil // who waits for it to be gone says so
+}
+
+// processNumbers reads what the supervisor noted.
+func processNumbers(spec Spec) (supervisor, script int, err error) {
+	data, err := readBounded(processLock(spec), maxResult)
+	if err != nil {
+		return 0, 0, fmt.Errorf("look for processes of %s: %w", spec.Unit, err)
+	}
+	n, err := fmt.Sscan(string(data), &supervisor, &script)
+	if err != nil || n != 2 || supervisor <= 1 || script <= 1 {
+		return 0, 0, fmt.Errorf("look for processes of %s: %q are no two numbers", spec.Unit, data)
+	}
+	return supervisor, script, nil
 }
 
 // KillAll ends every job below a Config's Data and returns when it is gone,

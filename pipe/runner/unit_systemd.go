@@ -50,7 +50,7 @@ func (u SystemdUnits) arguments(spec Spec) []string {
 		// the spool in its place.
 		fmt.Sprintf("ExecStopPost=+%s result --file %s", u.Hook, spec.Result),
 		"KillMode=control-group",
-		"TimeoutStopSec=10s",
+		fmt.Sprintf("TimeoutStopSec=%dms", spec.Grace.Milliseconds()),
 		"MemoryAccounting=yes",
 		"TasksAccounting=yes",
 		"OOMPolicy=kill",
@@ -145,6 +145,21 @@ func (u SystemdUnits) Alive(ctx context.Context, spec Spec) (bool, error) {
 	default:
 		return true, nil
 	}
+}
+
+// Stop implements [Units]. All that follows is systemd's: the grace, SIGKILL
+// and the stop hook.
+func (u SystemdUnits) Stop(ctx context.Context, spec Spec) error {
+	_, err := systemd(ctx, "systemctl", "stop", "--no-block", service(spec))
+	if err == nil {
+		return nil
+	}
+	// One that is gone already is no error, whatever systemctl says of it.
+	alive, aliveErr := u.Alive(ctx, spec)
+	if aliveErr == nil && !alive {
+		return nil
+	}
+	return errors.Join(err, aliveErr)
 }
 
 // Kill implements [Units].

@@ -184,7 +184,7 @@ func TestSystemdArguments(t *testing.T) {
 	args := SystemdUnits{Hook: "/usr/lib/osbuilder/pipe-runner"}.arguments(Spec{
 		Unit: "job-x-1", User: "job-1", Script: "/data/jobs/x-1/script", Dir: "/data/jobs/x-1", Work: "/data/jobs/x-1/work",
 		Temp: "/data/jobs/x-1/tmp", Hidden: []string{"/nexus_bootstrap"}, Log: "/data/spool/jobs/x-1/log",
-		Result: "/data/spool/jobs/x-1/result", Timeout: 90 * time.Second, Env: []string{"A=b c"},
+		Result: "/data/spool/jobs/x-1/result", Timeout: 90 * time.Second, Grace: DefaultGrace, Env: []string{"A=b c"},
 	})
 	all := strings.Join(args, "\n") + "\n"
 	for _, want := range []string{
