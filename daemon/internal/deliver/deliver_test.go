@@ -481,8 +481,8 @@ func TestArtifactsNamedLikeOurFiles(t *testing.T) {
 	f.publish(t)
 	dir := filepath.Join(f.Output, "hello", string(id))
 	for in, want := range map[string]string{
-		"build.log": "one\ntwo\n", "artifacts/artifacts/build.log": "build.log", "artifacts/build.log": "artifacts/build.log",
-		"artifacts/Result.JSON": "Result.JSON", "artifacts/source/x": "source/x", "source/hello.sh": "echo hello\n",
+		"build.log": "one\ntwo\n", "artifacts-1/build.log": "build.log", "artifacts/build.log": "artifacts/build.log",
+		"artifacts-1/Result.JSON": "Result.JSON", "artifacts-1/source/x": "source/x", "source/hello.sh": "echo hello\n",
 	} {
 		if data, err := os.ReadFile(filepath.Join(dir, in)); err != nil || string(data) != want {
 			t.Errorf("%s holds %q, want %q (%v)", in, data, want, err)

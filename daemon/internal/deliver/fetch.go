@@ -27,14 +27,15 @@ type file struct {
 	name     string // its path in the job's folder, with slashes
 }
 
-// layout says where each artifact goes. One that would take the place of a
-// file of ours goes below artifacts/.
+// layout says where each artifact goes. Those that would take the place of a
+// file of ours go below artifacts/, or artifacts-1/ where that won't do.
 func layout(j job.Job) ([]file, error) {
 	if j.Result == nil || j.Result.Status != pipe.StatusSucceeded {
 		return nil, nil
 	}
 	var files []file
 	taken := make(map[string]pipe.Artifact)
+	folders := make(map[string]bool)
 	for _, a := range j.Artifacts {
 		if !filepath.IsLocal(a.Name) || path.Clean(a.Name) != a.Name || a.Name == "." || strings.ContainsRune(a.Name, 0) {
 			return nil, fmt.Errorf("%w: artifact %q", ErrName, a.Name)
@@ -46,24 +47,35 @@ func layout(j job.Job) ([]file, error) {
 			continue
 		}
 		taken[a.Name] = a
+		for dir := path.Dir(a.Name); dir != "."; dir = path.Dir(dir) {
+			folders[dir] = true
+		}
 		files = append(files, file{artifact: a, name: a.Name})
 	}
+	for name := range taken {
+		if folders[name] {
+			return nil, fmt.Errorf("%w: artifact %q is a file and a folder", ErrName, name)
+		}
+	}
+	// Below a new top nothing can clash.
+	top := "artifacts"
+	for n := 1; slices.ContainsFunc(files, func(f file) bool { return strings.EqualFold(topOf(f.name), top) }); n++ {
+		top = fmt.Sprintf("artifacts-%d", n)
+	}
 	for i, f := range files {
-		top, _, _ := strings.Cut(f.name, "/")
-		ours := slices.ContainsFunc([]string{sumsName, logName, resultName, sourceName}, func(name string) bool {
-			return strings.EqualFold(name, top)
-		})
-		if !ours {
-			continue
+		if slices.ContainsFunc([]string{sumsName, logName, resultName, sourceName}, func(name string) bool {
+			return strings.EqualFold(name, topOf(f.name))
+		}) {
+			files[i].name = top + "/" + f.name
 		}
-		name := "artifacts/" + f.name
-		for _, clash := taken[name]; clash; _, clash = taken[name] {
-			name = "artifacts/" + name
-		}
-		taken[name] = f.artifact
-		files[i].name = name
 	}
 	return files, nil
+}
+
+// topOf is the first part of a path.
+func topOf(name string) string {
+	top, _, _ := strings.Cut(name, "/")
+	return top
 }
 
 // prune removes what an earlier try left that is no part of an artifact: its

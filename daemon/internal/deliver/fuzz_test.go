@@ -1,0 +1,48 @@
+package deliver
+
+import (
+	"errors"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"osbuilder/daemon/internal/job"
+	"osbuilder/pipe"
+)
+
+// FuzzLayout: whatever a VM calls its artifacts, each has a place of its own
+// in the folder, none takes another's or one of ours, or they are refused.
+func FuzzLayout(f *testing.F) {
+	for _, seed := range []string{
+		"nixos.iso\nsub/a file", "build.log\nresult.json\nsource/x\nSHA256SUMS", "../x", "/x", "a\na/b", "build.log\nartifacts", "a\na", "Build.Log\nartifacts/Build.Log", ".", "a//b", "a/../b",
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, names string) {
+		j := job.Job{Result: &pipe.Finished{Status: pipe.StatusSucceeded}}
+		for name := range strings.SplitSeq(names, "\n") {
+			j.Artifacts = append(j.Artifacts, pipe.Artifact{Name: name})
+		}
+		files, err := layout(j)
+		if err != nil {
+			if !errors.Is(err, ErrName) {
+				t.Errorf("%q: %v", names, err)
+			}
+			return
+		}
+		places := map[string]bool{sumsName: true, logName: true, resultName: true, sourceName: true}
+		for _, file := range files {
+			if places[file.name] || !filepath.IsLocal(file.name) || filepath.Clean(file.name) != file.name {
+				t.Errorf("%q: %q", names, file.name)
+			}
+			places[file.name] = true
+		}
+		for name := range places {
+			for dir := filepath.Dir(name); dir != "."; dir = filepath.Dir(dir) {
+				if places[dir] {
+					t.Errorf("%q: %q is a file and the folder of %q", names, dir, name)
+				}
+			}
+		}
+	})
+}
