@@ -115,7 +115,7 @@ func (s soaked) sidecar(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	cfg.Paths = config.Paths{Jobs: s.path("jobs"), Output: s.path("output"), State: s.path("state"), Health: s.path("health")}
+	cfg.Paths = config.Paths{Jobs: s.path("jobs"), Output: s.path("output"), State: s.path("state"), Health: s.path("health"), Control: s.path("control")}
 	log, output, err := logging.New(logging.Options{Format: cfg.LogFormat, Level: cfg.LogLevel}, os.Stdout)
 	if err != nil {
 		return err
