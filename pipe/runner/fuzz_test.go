@@ -129,11 +129,11 @@ func FuzzResume(f *testing.F) {
 				t.Fatal(err)
 			}
 		}
-		h, err := readOut(cfg.pipeOut())
+		h, err := readOut(cfg.pipeOut(), mark{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		resumed, err := o.resume(h)
+		resumed, _, err := o.resume(h, mark{})
 		if err != nil {
 			return
 		}
@@ -146,7 +146,7 @@ func FuzzResume(f *testing.F) {
 		if err := o.append(pipe.Event{Type: pipe.TypeProgress, Job: "j", Attempt: 1, Progress: &pipe.Progress{}}); err != nil {
 			t.Fatal(err)
 		}
-		after, err := readOut(cfg.pipeOut())
+		after, err := readOut(cfg.pipeOut(), mark{})
 		if err != nil || after.end != after.size || after.gen == "" || seq+1 != 0 && after.seq != seq+1 {
 			t.Errorf("resumed %v; after it %+v, %v; the last was %d", resumed, after, err, seq)
 		}
