@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"osbuilder/daemon/internal/job"
 	"osbuilder/pipe"
@@ -53,7 +54,7 @@ func FuzzConfiguration(f *testing.F) {
 	f.Add("\n.nix", []byte("import (./\"x)"), "'", "-")
 	f.Fuzz(func(t *testing.T, name string, text []byte, format, nixpkgs string) {
 		source := t.TempDir()
-		if strings.ContainsAny(name, "/\x00") || strings.ContainsRune(format+nixpkgs, 0) || checkName(source, name, text) != nil {
+		if !utf8.ValidString(name) || strings.ContainsAny(name, "/\x00") || strings.ContainsRune(format+nixpkgs, 0) || checkName(source, name, text) != nil {
 			return
 		}
 		if err := Check(job.RecipeNixOS, filepath.Join(source, name)); err != nil {
@@ -100,7 +101,7 @@ func FuzzConfiguration(f *testing.F) {
 	})
 }
 
-// checkName makes the drop, if its name can be one.
+// checkName makes the drop, if its name can be one. The inbox takes none that is not UTF-8.
 func checkName(dir, name string, text []byte) error {
 	if name == "" || name == "." || name == ".." {
 		return os.ErrInvalid
