@@ -104,7 +104,7 @@ func noArgs(cmd *cobra.Command, args []string) error {
 func initialise(ctx context.Context, cfg config.Init, out io.Writer) error {
 	builders, notes, err := config.Builders(ctx, cfg.Paths.Project, cfg.Compose)
 	for _, note := range notes {
-		fmt.Fprintln(out, "note:", note)
+		fmt.Fprintln(out, "note:", shown(note))
 	}
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 
 	"osbuilder/daemon/internal/config"
 	"osbuilder/daemon/internal/hint"
+	"osbuilder/daemon/internal/logging"
 )
 
 // The exit codes, besides 0.
@@ -41,11 +42,21 @@ func explain(w io.Writer, err error) int {
 	case errors.Is(err, config.ErrSettings), errors.Is(err, config.ErrProject):
 		code = exitUsage
 	}
-	fmt.Fprintf(w, "osbuilder: %v\n", err)
+	fmt.Fprintf(w, "osbuilder: %s\n", shown(err.Error()))
 	for _, h := range hints {
-		fmt.Fprintf(w, "hint: %s\n", h)
+		fmt.Fprintf(w, "hint: %s\n", shown(h))
 	}
 	return code
+}
+
+// shown is text as a terminal may have it: an error can quote what others wrote.
+// Its lines stay.
+func shown(text string) string {
+	lines := strings.Split(text, "\n")
+	for i, line := range lines {
+		lines[i] = logging.Clean(line)
+	}
+	return strings.Join(lines, "\n")
 }
 
 // stopAskedFor reports that err is a stop that was asked for and nothing besides:

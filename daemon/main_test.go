@@ -129,6 +129,7 @@ func TestExplain(t *testing.T) {
 		{"a failure while stopping", errors.Join(context.Canceled, errors.New("disk full")), 1, "osbuilder: context canceled\ndisk full\n"},
 		{"a failure", errors.New("disk full"), 1, "osbuilder: disk full\n"},
 		{"a hint", fmt.Errorf("a: %w", hint.With(errors.New("b"), "Do c.")), 1, "osbuilder: a: b\nhint: Do c.\n"},
+		{"what others wrote", errors.New("a\x1b[2J\nb\u009b"), 1, "osbuilder: a\nb\\u009b\n"},
 		{"settings", fmt.Errorf("%w: x", config.ErrSettings), 2, "osbuilder: the settings have mistakes: x\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
