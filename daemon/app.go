@@ -22,6 +22,7 @@ import (
 	"osbuilder/daemon/internal/config"
 	"osbuilder/daemon/internal/control"
 	"osbuilder/daemon/internal/deliver"
+	"osbuilder/daemon/internal/disk"
 	"osbuilder/daemon/internal/dispatch"
 	"osbuilder/daemon/internal/health"
 	"osbuilder/daemon/internal/hint"
@@ -30,6 +31,7 @@ import (
 	"osbuilder/daemon/internal/logging"
 	"osbuilder/daemon/internal/preflight"
 	"osbuilder/daemon/internal/recipe"
+	"osbuilder/daemon/internal/room"
 	"osbuilder/daemon/internal/store"
 	"osbuilder/daemon/internal/vm"
 	"osbuilder/pipe"
@@ -115,7 +117,7 @@ func sayWorld(cfg config.Config, builders []config.Builder, log *zap.Logger) {
 func serve(ctx context.Context, cfg config.Config, links []vm.Config, log *zap.Logger) (err error) {
 	records, err := store.Open(ctx, filepath.Join(cfg.Paths.State, database))
 	if err != nil {
-		return err
+		return fullState(err, cfg.Paths.State)
 	}
 	defer func() { err = errors.Join(err, records.Close()) }()
 	d, err := dispatcher(ctx, cfg, records, log)
@@ -145,7 +147,32 @@ func serve(ctx context.Context, cfg config.Config, links []vm.Config, log *zap.L
 	parts.Go(stopped(ctx, func() error { return drops.Run(ctx, taken) }))
 	parts.Go(stopped(ctx, func() error { return checks.Run(ctx) }))
 	parts.Go(stopped(ctx, func() error { return commands.Run(ctx) }))
-	return parts.Wait()
+	return fullState(parts.Wait(), cfg.Paths.State)
+}
+
+// What to do about disks that are full.
+const (
+	outputHint = "Make room on the disk of the output folder, for example by removing old jobs' folders in it."
+	stateHint  = "Make room on the disk of Docker's volumes: docker system df shows what takes it, docker builder prune gives some back. " +
+		"The VM's disk grows on it, too: when it is full the VM stands still."
+)
+
+// guard watches the disks that must not fill up.
+func guard(cfg config.Config, log *zap.Logger) *room.Guard {
+	return &room.Guard{
+		Least: int64(cfg.MinFree), Log: log, Now: time.Now,
+		Places: []room.Place{{Path: cfg.Paths.State, Hint: stateHint}, {Path: cfg.Paths.Output, Hint: outputHint}},
+	}
+}
+
+// fullState says of an end for want of room how much there is and what to do.
+// What was to be written comes again when the daemon is started again.
+func fullState(err error, state string) error {
+	if !disk.Full(err) {
+		return err
+	}
+	free, _ := disk.Free(state)
+	return hint.With(fmt.Errorf("%w: %w", &disk.NoRoom{Path: state, Free: free}, err), stateHint+" The sidecar is started again by itself, and goes on then.")
 }
 
 // stopped makes a part's end by ctx, or by the dispatcher's end, no error.
@@ -171,7 +198,7 @@ func dispatcher(ctx context.Context, cfg config.Config, records *store.SQLite, l
 	}
 	sayDamaged(log, damaged)
 	source := func(j job.Job) string { return filepath.Join(cfg.Paths.State, "jobs", string(j.ID), "source") }
-	publisher := &deliver.Publisher{Output: cfg.Paths.Output, State: cfg.Paths.State}
+	publisher := &deliver.Publisher{Output: cfg.Paths.Output, State: cfg.Paths.State, Keep: int64(cfg.MinFree)}
 	open := make(map[job.ID]bool, len(jobs))
 	for _, j := range jobs {
 		open[j.ID] = true
@@ -182,6 +209,7 @@ func dispatcher(ctx context.Context, cfg config.Config, records *store.SQLite, l
 	return dispatch.New(dispatch.Config{
 		Owner: owner, TakeOver: cfg.TakeOver, Store: records, Damaged: store.ErrDamaged, Log: log, Now: time.Now,
 		AnswerTimeout: answerTimeout, SyncEvery: syncEvery, RetryAfter: retryAfter, ConsumeEvery: consumeEvery,
+		Room:   guard(cfg, log).Lacks,
 		Body:   func(j job.Job) ([]byte, error) { return recipe.Body(j, source(j)) },
 		Inputs: func(j job.Job, w io.Writer) error { return inputs(j, source(j), w) },
 		OpenLog: func(j job.Job, m job.Mark) (dispatch.Log, error) {

@@ -94,19 +94,20 @@ func (s *sidecar) start() (stop func()) {
 func (s *sidecar) startWith(log *zap.Logger) (stop func()) {
 	ctx, cancel := context.WithCancel(s.t.Context())
 	done := make(chan error, 1)
-	go func() {
-		link := vm.Config{
-			Name: "vm", Addr: s.vm.Addr(), User: "builder", Signer: s.vm.Signer(), HostKeys: s.vm.HostKeys(), Dir: s.vm.Dir(),
-			Timings: vm.Timings{RetryMin: 50 * time.Millisecond, RetryMax: 200 * time.Millisecond},
-		}
-		done <- serve(ctx, s.cfg, []vm.Config{link}, log)
-	}()
+	go func() { done <- serve(ctx, s.cfg, s.links(), log) }()
 	return func() {
 		cancel()
 		if err := <-done; err != nil {
 			s.t.Errorf("the sidecar ended with: %v", err)
 		}
 	}
+}
+
+func (s *sidecar) links() []vm.Config {
+	return []vm.Config{{
+		Name: "vm", Addr: s.vm.Addr(), User: "builder", Signer: s.vm.Signer(), HostKeys: s.vm.HostKeys(), Dir: s.vm.Dir(),
+		Timings: vm.Timings{RetryMin: 50 * time.Millisecond, RetryMax: 200 * time.Millisecond},
+	}}
 }
 
 func (s *sidecar) drop(name, script string) {

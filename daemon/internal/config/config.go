@@ -34,6 +34,7 @@ type Config struct {
 	Rescan     time.Duration `env:"RESCAN" envDefault:"10s"`
 	JobTimeout time.Duration `env:"JOB_TIMEOUT" envDefault:"6h"` // 0: no limit
 	TakeOver   bool          `env:"TAKE_OVER" envDefault:"N"`
+	MinFree    Size          `env:"MIN_FREE" envDefault:"2G"` // 0: no bound
 
 	// What the VMs are given, for the Compose project to be read with: these can
 	// come from a shell or an --env-file, which are not to be seen from inside.
@@ -177,6 +178,7 @@ func readable[T any](c T, set map[string]string, err error) error {
 		reflect.TypeFor[time.Duration](): "a duration, such as 500ms, 2s, 90m or 6h",
 		reflect.TypeFor[int]():           "a whole number",
 		reflect.TypeFor[bool]():          "Y or N",
+		reflect.TypeFor[Size]():          "a size with its unit, such as 500M or 2G, or 0",
 	}[kind]
 	return fmt.Errorf("%s=%s: want %s", key, set[key], want)
 }

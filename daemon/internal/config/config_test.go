@@ -25,7 +25,7 @@ func TestDefaults(t *testing.T) {
 			Compose: Compose{Separator: ":", Project: "osbuilder"}, Owner: Owner{1000, 1000},
 			LogLevel: "info", LogFormat: "console", LogColor: "auto",
 			Cores: "4", Memory: "16G", Disk: "128G",
-			Settle: 2 * time.Second, Rescan: 10 * time.Second, JobTimeout: 6 * time.Hour,
+			Settle: 2 * time.Second, Rescan: 10 * time.Second, JobTimeout: 6 * time.Hour, MinFree: 2 << 30,
 			Format: "iso", System: "x86_64-linux", Nixpkgs: "nixos-26.05",
 			Paths: DefaultPaths(),
 		}
@@ -38,7 +38,7 @@ func TestDefaults(t *testing.T) {
 func TestAllSet(t *testing.T) {
 	got, err := load[Config]([]string{
 		"COMPOSE_FILE=a.yaml:b.yaml", "COMPOSE_PROFILES=x", "COMPOSE_PROJECT_NAME=mine", "PUID=0", "PGID=2147483647",
-		"LOG_LEVEL=debug", "LOG_FORMAT=json", "LOG_COLOR=always", "NO_COLOR=1", "CPU_CORES=2", "RAM_SIZE=8G", "DISK_SIZE=1T", "KVM=N", "SETTLE=500ms", "RESCAN=1m", "JOB_TIMEOUT=0", "TAKE_OVER=y",
+		"LOG_LEVEL=debug", "LOG_FORMAT=json", "LOG_COLOR=always", "NO_COLOR=1", "CPU_CORES=2", "RAM_SIZE=8G", "DISK_SIZE=1T", "KVM=N", "SETTLE=500ms", "RESCAN=1m", "JOB_TIMEOUT=0", "TAKE_OVER=y", "MIN_FREE=500M",
 		"FORMAT=install-iso", "SYSTEM=aarch64-linux", "NIXPKGS=/nix/nixpkgs",
 	})
 	if err != nil {
@@ -48,7 +48,7 @@ func TestAllSet(t *testing.T) {
 		Compose: Compose{"a.yaml:b.yaml", ":", "x", "mine"}, Owner: Owner{0, 2147483647},
 		LogLevel: "debug", LogFormat: "json", LogColor: "always", NoColor: "1",
 		Cores: "2", Memory: "8G", Disk: "1T", KVM: "N",
-		Settle: 500 * time.Millisecond, Rescan: time.Minute, TakeOver: true,
+		Settle: 500 * time.Millisecond, Rescan: time.Minute, TakeOver: true, MinFree: 500 << 20,
 		Format: "install-iso", System: "aarch64-linux", Nixpkgs: "/nix/nixpkgs",
 		Paths: DefaultPaths(),
 	}
@@ -60,7 +60,7 @@ func TestAllSet(t *testing.T) {
 // Whoever mends one mistake after the other gives up at the third.
 func TestEveryProblemAtOnce(t *testing.T) {
 	_, err := load[Config]([]string{
-		"LOG_LEVEL=loud", "LOG_FORMAT=xml", "LOG_COLOR=yes", "SETTLE=2", "RESCAN=1ms", "JOB_TIMEOUT=-5m", "TAKE_OVER=perhaps", "PUID=me", "PGID=-1",
+		"LOG_LEVEL=loud", "LOG_FORMAT=xml", "LOG_COLOR=yes", "SETTLE=2", "RESCAN=1ms", "JOB_TIMEOUT=-5m", "TAKE_OVER=perhaps", "MIN_FREE=2", "PUID=me", "PGID=-1",
 		"FORMAT=ISO", "SYSTEM=x86_64", "NIXPKGS=26.05",
 	})
 	if !errors.Is(err, ErrSettings) {
@@ -74,6 +74,7 @@ func TestEveryProblemAtOnce(t *testing.T) {
 		"LOG_COLOR=yes: want auto, always or never",
 		"LOG_FORMAT=xml: want console or json",
 		"LOG_LEVEL=loud: want debug, info, warn or error",
+		"MIN_FREE=2: want a size with its unit, such as 500M or 2G, or 0",
 		"NIXPKGS=26.05: want a channel such as nixos-26.05, a revision of 40 hexadecimal digits, an absolute path in the VM, or the address of a tarball",
 		"PGID=-1: want a number from 0 to 2147483647; yours: id -g",
 		"PUID=me: want a whole number",

@@ -45,6 +45,7 @@ type Source interface {
 type Publisher struct {
 	Output string // the folder that users look into
 	State  string // where the jobs' logs and sources lie
+	Keep   int64  // bytes that no artifact may take of the room there is
 
 	step func(name string) // tests: called after each step
 }

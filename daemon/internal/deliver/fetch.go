@@ -118,8 +118,8 @@ func (p *Publisher) room(root *effect.Root, files []file) error {
 	if err != nil {
 		return fmt.Errorf("look for room: %w", err)
 	}
-	if need > free {
-		return &disk.NoRoom{Path: p.Output, Need: need, Free: free}
+	if need > free-p.Keep && need > 0 {
+		return &disk.NoRoom{Path: p.Output, Need: need, Free: free, Keep: p.Keep}
 	}
 	return nil
 }

@@ -98,10 +98,17 @@ type NoRoom struct {
 	Path string // the folder that is full
 	Need int64  // bytes still to be written
 	Free int64  // bytes there are
+	Keep int64  // bytes of these that are to stay free
 }
 
 func (e *NoRoom) Error() string {
-	if e.Need <= e.Free {
+	switch {
+	case e.Keep > 0 && e.Need <= e.Free:
+		return fmt.Sprintf("no room in %s: %s are needed, %s are free, and %s of these are to stay free (MIN_FREE)",
+			e.Path, Size(e.Need), Size(e.Free), Size(e.Keep))
+	case e.Free == 0 && e.Need == 0:
+		return fmt.Sprintf("no room in %s: nothing is free", e.Path)
+	case e.Need <= e.Free:
 		// The file system keeps some back, or it is out of something else.
 		return fmt.Sprintf("no room in %s: it takes no more, though %s are free", e.Path, Size(e.Free))
 	}

@@ -83,6 +83,10 @@ type Config struct {
 	// there. Repeated after success, it changes nothing.
 	Publish func(ctx context.Context, j job.Job, from Builder) (folder string, err error)
 
+	// Room says what is to wait for because a disk is nearly full, in words; ""
+	// where there is room. Nil: there always is.
+	Room func() string
+
 	Log *zap.Logger
 	Now func() time.Time
 

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
 
+	"osbuilder/daemon/internal/hint"
 	"osbuilder/daemon/internal/job"
 	"osbuilder/pipe"
 )
@@ -146,7 +148,7 @@ func (d *Dispatcher) unpublished(ctx context.Context, f *flight, w *worker, err 
 	}
 	pause := min(d.cfg.RetryAfter<<min(f.failures-1, 10), maxPause)
 	f.notBefore = d.cfg.Now().Add(pause)
-	log.Warn("job not published yet, trying again", zap.Duration("in", pause))
+	log.Warn("job not published yet, trying again", zap.Duration("in", pause), said("hint", strings.Join(hint.Of(err), " ")))
 	return d.waits(ctx, f, "to be published: "+err.Error())
 }
 

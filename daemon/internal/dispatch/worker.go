@@ -205,7 +205,7 @@ func (d *Dispatcher) pumpWorker(ctx, work context.Context, name string, w *worke
 		default: // the VM has nothing to do with it any more
 		}
 	}
-	if next == nil || busy >= w.hello.Slots || now.Before(w.claimBefore) {
+	if next == nil || busy >= w.hello.Slots || now.Before(w.claimBefore) || d.lacksRoom() != "" {
 		return nil
 	}
 	if err := d.claim(ctx, name, w, next); err != nil {
@@ -302,9 +302,11 @@ func (d *Dispatcher) send(ctx context.Context, w *worker, h pipe.Header, body []
 
 // explain puts on record why the queued jobs wait.
 func (d *Dispatcher) explain(ctx context.Context) error {
-	why := ""
+	why, room := "", d.lacksRoom()
 	for _, name := range d.builderNames() {
 		switch w := d.workers[name]; {
+		case room != "": // whatever else may be the matter: a VM can stand still for it
+			why = room
 		case w.why != "":
 			why = w.why
 		case w.hello == nil && d.cfg.Now().Sub(w.upSince) < d.cfg.AnswerTimeout:
@@ -345,6 +347,13 @@ func (d *Dispatcher) explain(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+func (d *Dispatcher) lacksRoom() string {
+	if d.cfg.Room == nil {
+		return ""
+	}
+	return d.cfg.Room()
 }
 
 // explainLink puts on record that a job which needs its VM can't have it.

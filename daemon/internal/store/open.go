@@ -98,7 +98,7 @@ func open(ctx context.Context, path string, migrations []string) (*SQLite, error
 	// One connection: an exclusive lock shuts out any other of our own, too.
 	db.SetMaxOpenConns(1)
 	if err := prepare(ctx, db, path, migrations); err != nil {
-		return nil, fmt.Errorf("open store %s: %w", path, errors.Join(advise(err, path), db.Close()))
+		return nil, fmt.Errorf("open store %s: %w", path, errors.Join(advise(full(err), path), db.Close()))
 	}
 	return &SQLite{db}, nil
 }

@@ -12,6 +12,10 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
 	"osbuilder/daemon/internal/job"
 	"osbuilder/pipe/effect"
 )
@@ -256,7 +260,7 @@ func (s *SQLite) SaveCheckpoint(ctx context.Context, builder string, c job.Check
 			builder, record, seal(kindCheckpoint, builder, 0, record))
 	}
 	if err != nil {
-		return fmt.Errorf("store checkpoint of builder %s: %w", builder, err)
+		return fmt.Errorf("store checkpoint of builder %s: %w", builder, full(err))
 	}
 	return nil
 }
@@ -347,10 +351,20 @@ func (s *SQLite) write(ctx context.Context, f func(*sql.Tx) error) error {
 		return err
 	}
 	if err := f(tx); err != nil {
-		return errors.Join(err, tx.Rollback())
+		return full(errors.Join(err, tx.Rollback()))
 	}
 	effect.Before("commit", "records")
-	return tx.Commit()
+	return full(tx.Commit())
+}
+
+// full makes SQLite's error of a full disk one of the system's, which is what
+// others look for.
+func full(err error) error {
+	var e *sqlite.Error
+	if errors.As(err, &e) && (e.Code()&0xff == sqlite3.SQLITE_FULL || e.Code() == sqlite3.SQLITE_IOERR_SHMSIZE) {
+		return fmt.Errorf("%w: %w", err, unix.ENOSPC)
+	}
+	return err
 }
 
 // changed reports whether a statement changed a row.
