@@ -72,22 +72,41 @@ func (m model) faultSteps(s state, next func(step, state)) {
 	}
 	if s.left.damage > 0 && s.out.n > s.saved.read {
 		n := s
-		at, read := s.saved.read, s.sidecar.read
-		clear(n.out.event[at:])
-		n.out.n = at
-		n.out.add(event{kind: damaged})
-		if read > at && read < s.out.n { // before the reader too, and not only where it would start anew
-			n.out.add(event{kind: damaged})
-		}
-		n.out.synced = n.out.n
-		n.sidecar.read = min(read, at+1)
-		n.sidecar.advance = false
-		n.repeated = false
-		n.runner.unsync = false
+		n.garble()
+		fault(&s.left.damage, n, "fault", "somebody garbles pipe_out behind the checkpoint, and the runner can't see it", "")
+		n.out.changed = true
 		fault(&s.left.damage, n, "fault", "somebody garbles pipe_out behind the checkpoint", "")
-		n.out.missing = true
-		fault(&s.left.damage, n, "fault", "somebody removes pipe_out", "")
 	}
+}
+
+// garble makes what the current generation says behind the checkpoint
+// unreadable, where the reader is too. Its hello stays.
+func (s *state) garble() {
+	from := s.saved.read
+	for i := from; i < s.out.n; i++ {
+		if s.out.event[i].begins {
+			from = i + 1
+		}
+	}
+	unread := s.sidecar.read < s.out.n
+	read := min(s.sidecar.read, s.out.n)
+	if from == s.out.n {
+		return
+	}
+	clear(s.out.event[from:])
+	s.out.n = from
+	s.out.add(event{kind: damaged})
+	if read > from && unread { // before the reader too, and not only where it would start anew
+		s.out.add(event{kind: damaged})
+	}
+	if read > from {
+		s.sidecar.read = from + 1
+	}
+	s.out.synced = s.out.n
+	s.out.spoilt = true
+	s.sidecar.skip = min(s.sidecar.skip, s.out.n)
+	s.sidecar.advance = s.sidecar.advance && read < from
+	s.runner.unsync = false
 }
 
 func (s *state) killRunner() {
@@ -137,13 +156,14 @@ func (s state) cutOut(then func(state)) {
 		m.saved.read = min(s.saved.read, s.out.n)
 		m.sidecar.read = min(s.sidecar.read, s.out.n)
 		m.sidecar.advance = s.sidecar.advance && s.sidecar.read < s.out.n
+		m.sidecar.skip = min(s.sidecar.skip, s.out.n)
 		m.forget()
 		then(m)
 		if s.out.n == s.out.synced {
 			return
 		}
 		s.out.n--
-		if e := s.out.event[s.out.n]; e.kind == logged {
+		if e := s.out.event[s.out.n]; e.kind == logged && e.in == s.out.gen {
 			s.attempt[e.ref].toldLines = min(s.attempt[e.ref].toldLines, e.n)
 		}
 		s.out.event[s.out.n] = event{}

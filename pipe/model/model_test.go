@@ -45,13 +45,15 @@ func TestRulesAreNeeded(t *testing.T) {
 		kind    string
 	}{
 		{"accepted before the spool is synced", rules{acceptUnsynced: true}, faults{all: 1, reset: 1}, notOnDisk},
-		{"what a killed runner left is not synced", rules{adoptUnsynced: true}, faults{all: 2, killRunner: 1, reset: 1}, notOnDisk},
+		{"what a killed runner left is not synced", rules{adoptUnsynced: true}, faults{all: 2, killRunner: 1, reset: 1}, unknown},
 		{"the marker after the start", rules{markLate: true}, kills, twice},
 		{"the result without the output", rules{hookUnsynced: true}, faults{all: 1, reset: 1}, endUnmarked},
 		{"forgotten without a tombstone", rules{noTombstone: true}, faults{all: 1, cut: 1}, twice},
 		{"the checkpoint before the logs are synced", rules{checkpointFirst: true}, faults{all: 1, power: 1}, lostAlive},
-		{"sent before the claim is on record", rules{sendFirst: true}, kills, lostAlive},
+		{"sent before the claim is on record", rules{sendFirst: true}, kills, stuck},
 		{"acknowledged before it is in output/", rules{ackEarly: true}, faults{}, forgotten},
+		{"taken before what is missing was told again", rules{takeGaps: true}, faults{all: 1, damage: 1}, lostAlive},
+		{"told again from where it was told to", rules{repeatRest: true}, faults{all: 1, damage: 1}, lostAlive},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			m := model{jobs: 1, lines: [jobs]uint8{1}, faults: test.faults, without: test.without}

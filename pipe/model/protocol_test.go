@@ -48,6 +48,7 @@ const (
 type request struct {
 	kind kind
 	ref  ref
+	from uint8 // repeat: in which generation the reader lost its place
 }
 
 type kind uint8
@@ -83,6 +84,7 @@ type event struct {
 	status status // of a finished one
 	n      uint8  // hello: which attempts are there; log: the line; finished: lines in all
 	begins bool   // a hello that begins a generation
+	in     uint8  // which generation
 }
 
 type told uint8
@@ -112,7 +114,7 @@ type state struct {
 	// The VM's disk.
 	attempt  [jobs * attempts]attempt
 	seen     request
-	repeated bool // the last damage was answered with a generation
+	repeated uint8 // the generation that was last told again
 	out      pipeOut
 	// The runner's memory, but for that of attempts.
 	runner runner
@@ -167,6 +169,20 @@ type mark struct {
 type checkpoint struct {
 	read  uint8
 	marks [jobs]mark
+	again again
+}
+
+// again is the wish that the VM tell everything again.
+type again struct {
+	wanted bool
+	from   uint8 // the generation that can't be read
+}
+
+// A gap is where the events about a job go on without what was before.
+type gap struct {
+	in    uint8 // the generation in which one was left for a repetition
+	asked bool  // on this job's account
+	final uint8 // was told again in, and lacked it, too
 }
 
 // A sidecar does one thing at a time, and each takes steps.
@@ -179,7 +195,12 @@ type sidecar struct {
 	event     event // that it is at
 	advance   bool  // to the next, when it has dealt with this one
 	waiting   request
+	again     again
+	skip      uint8      // behind the damage, where reading goes on
 	cancelled [jobs]bool // the VM was told
+	gap       [jobs]gap
+	missing   [jobs]bool // hello did not list it, and nothing was said of it since
+	caughtUp  bool       // all was read at least once
 }
 
 type doing uint8
@@ -193,6 +214,8 @@ const (
 	recordNow
 	finishing
 	greeting
+	skipping // what can't be read
+	asking   // for a repetition
 )
 
 // An attempt is what the VM has of it.
@@ -230,13 +253,18 @@ const (
 type pipeOut struct {
 	event     [events]event
 	n, synced uint8
-	missing   bool // it was removed; the runner has not noticed
+	gen       uint8 // the current one
+	changed   bool  // by other hands, so that the runner is going to see it
+	spoilt    bool  // by other hands
+	full      bool  // the model has no room for more
 }
 
 func (o *pipeOut) add(e event) {
 	if o.n == events {
-		panic("more events than the model has room for")
+		o.full = true
+		return
 	}
+	e.in = o.gen
 	o.event[o.n] = e
 	o.n++
 }
@@ -253,6 +281,7 @@ func (s *state) forget() {
 	s.out.synced -= k
 	s.saved.read -= k
 	s.sidecar.read -= min(k, s.sidecar.read)
+	s.sidecar.skip -= min(k, s.sidecar.skip)
 }
 
 // A runner owns pipe_out.
@@ -279,6 +308,8 @@ type rules struct {
 	checkpointFirst bool // the checkpoint is stored before the logs are synced
 	sendFirst       bool // the request is sent before the claim is on record
 	ackEarly        bool // the VM may forget before the outcome is in output/
+	takeGaps        bool // an event is taken though what was before it is going to be told again
+	repeatRest      bool // what can't be read is told again only from where it was told to
 }
 
 // A model is the protocol within bounds.
@@ -291,7 +322,7 @@ type model struct {
 
 func (m model) system() system[state] {
 	// Both halves are there, and hello was read: all that comes again with each start.
-	start := state{left: m.faults, sidecar: sidecar{up: true}, runner: runner{up: true}}
+	start := state{left: m.faults, sidecar: sidecar{up: true, caughtUp: true}, runner: runner{up: true}, out: pipeOut{gen: 1}}
 	for j := m.jobs; j < jobs; j++ {
 		start.record[j] = record{stage: ended, acked: true}
 	}

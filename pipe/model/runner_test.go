@@ -21,12 +21,13 @@ func (m model) startRunner(s state, do func(what, of string, n state)) {
 		n.attempt[r].adopt(m.without.adoptUnsynced)
 	}
 	n.notice = n.pipeIn.kind != none && n.pipeIn != n.seen
-	if s.runner.reset {
-		for r := range n.attempt {
-			a := &n.attempt[r]
-			a.base = max(a.base, a.toldLines)
-		}
-		n.generation()
+	switch {
+	case s.out.spoilt: // what it says is not to be built on
+		n.generation(true)
+		do("starts, finds that others changed pipe_out, and begins a generation", "", n)
+		return
+	case s.runner.reset:
+		n.generation(false)
 		do("starts in a VM that was reset, and begins a generation", "", n)
 		return
 	}
@@ -62,13 +63,19 @@ func (s *state) known() (all uint8) {
 	return all
 }
 
-// generation begins one, in which everything is told again from base on.
-func (s *state) generation() {
+// generation begins one, in which everything is told again: output from where
+// the one before leaves off, or all of it.
+func (s *state) generation(all bool) {
 	for r := range s.attempt {
 		a := &s.attempt[r]
+		a.base = max(a.base, a.toldLines)
+		if all {
+			a.base = 0
+		}
 		a.toldAccepted, a.toldFinished, a.toldLines = false, false, a.base
 	}
-	s.out.missing = false
+	s.out.changed, s.out.spoilt = false, false
+	s.out.gen++
 	s.out.add(event{kind: hello, n: s.known(), begins: true})
 	s.out.synced = s.out.n
 	s.forget()
@@ -84,12 +91,9 @@ func (m model) ownerSteps(s state, do func(what, of string, n state)) {
 		n.forget()
 		do("syncs pipe_out", "", n)
 		return
-	case s.out.missing:
-		for r := range n.attempt {
-			n.attempt[r].base = 0
-		}
-		n.generation()
-		do("finds pipe_out gone, and begins a generation", "", n)
+	case s.out.changed:
+		n.generation(true)
+		do("finds that others changed pipe_out, and begins a generation", "", n)
 		return
 	case s.runner.letter.kind != none:
 		m.letterStep(s, do)
@@ -135,6 +139,7 @@ const (
 	burying
 	answering
 	noting
+	repeating
 )
 
 // letterStep obeys a request, answers it and notes it as seen.
@@ -180,6 +185,10 @@ func (m model) letterStep(s state, do func(what, of string, n state)) {
 			*at = spooled
 		}
 		do("says accepted", q.String(), n)
+	case repeating:
+		n.repeated = q.from
+		*at = answering
+		do("notes what it told again", "", n)
 	case noting:
 		n.seen = q
 		n.runner.letter, n.runner.at = request{}, 0
@@ -210,13 +219,9 @@ func (m model) obey(s state, do func(what, of string, n state)) {
 		}
 		do("writes down the wish to cancel", q.ref.String(), n)
 		return
-	case q.kind == repeat && !s.repeated:
-		for r := range n.attempt {
-			n.attempt[r].base = 0
-		}
-		n.generation()
-		n.repeated = true
-		*at = answering
+	case q.kind == repeat && s.repeated != q.from:
+		n.generation(!m.without.repeatRest)
+		*at = repeating
 		do("begins a generation, because it was asked to", "", n)
 		return
 	default:
@@ -242,7 +247,7 @@ func (s *state) victim(q request) (ref, bool) {
 func (m model) attend(s state, r ref, do func(what, of string, n state)) {
 	a, n := s.attempt[r], s
 	b := &n.attempt[r]
-	if a.spool == absent || s.runner.letter == (request{job, r}) {
+	if a.spool == absent || s.runner.letter == (request{kind: job, ref: r}) {
 		return // not there, or not yet handed on
 	}
 	switch {

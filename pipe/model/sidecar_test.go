@@ -5,7 +5,7 @@ func (m model) sidecarSteps(s state, next func(step, state)) {
 	do := func(what, of string, n state) { next(step{who: "sidecar", what: what, of: of}, n) }
 	if !s.sidecar.up {
 		n := s
-		n.sidecar = sidecar{up: true, read: s.saved.read}
+		n.sidecar = sidecar{up: true, read: s.saved.read, again: s.saved.again}
 		for j := range n.log {
 			n.log[j].cut(s.saved.marks[j])
 		}
@@ -27,7 +27,7 @@ func (m model) sidecarSteps(s state, next func(step, state)) {
 		}
 		do("syncs the logs", "", n)
 	case storing:
-		n.saved.read = c.read
+		n.saved.read, n.saved.again = c.read, c.again
 		for j := range n.log {
 			n.saved.marks[j] = n.log[j].mark
 		}
@@ -43,7 +43,7 @@ func (m model) sidecarSteps(s state, next func(step, state)) {
 		c.doing = idle
 		do("records the claim", refOf(int(c.job), r.attempt).String(), n)
 	case sendNow:
-		n.send(request{job, refOf(int(c.job), s.record[c.job].attempt+1)})
+		n.send(request{kind: job, ref: refOf(int(c.job), s.record[c.job].attempt+1)})
 		c.doing = recordNow
 		do("begins to send", c.waiting.String(), n)
 	case finishing:
@@ -54,19 +54,73 @@ func (m model) sidecarSteps(s state, next func(step, state)) {
 		do("records the end", e.ref.String(), n)
 	case greeting:
 		e := c.event
-		for j, r := range s.record {
-			if r.stage == running && e.n&(1<<refOf(j, r.attempt)) == 0 {
-				n.record[j].end(interrupted)
-				do("records that the VM no longer knows", refOf(j, r.attempt).String(), n)
+		for j := range n.record {
+			r := &n.record[j]
+			switch here := e.n&(1<<refOf(j, max(1, r.attempt))) != 0; {
+			case r.stage == claimed && here:
+				r.stage = running
+				do("records that the VM has", refOf(j, r.attempt).String(), n)
 				return
+			case r.stage == running && !here:
+				c.missing[j] = true
 			}
 		}
 		c.dealt()
-		c.doing, c.then = syncing, idle
-		if m.without.checkpointFirst {
-			c.doing = storing
-		}
+		c.checkpoint(m, idle)
 		do("has dealt with hello", "", n)
+	case skipping:
+		c.read, c.doing = max(c.read, c.skip), idle
+		c.skip = 0
+		do("goes on behind what is no event", "", n)
+	case asking:
+		n.send(request{kind: repeat, from: c.again.from})
+		c.doing = idle
+		do("begins to send", c.waiting.String(), n)
+	}
+}
+
+// checkpoint begins one; then comes what is to be done after.
+func (c *sidecar) checkpoint(m model, then doing) {
+	c.doing, c.then = syncing, then
+	if m.without.checkpointFirst {
+		c.doing = storing
+	}
+}
+
+// ask notes that the VM has to tell everything again.
+func (c *sidecar) ask(from uint8) {
+	c.again = again{wanted: true, from: from}
+	c.waiting = request{} // its answer may be among what can't be read
+}
+
+// incomplete reports that something before this event is missing, and that the
+// VM is going to tell both again: then the event is not for now.
+func (c *sidecar) incomplete(j int, in uint8) bool {
+	g := &c.gap[j]
+	if g.final != 0 && g.final != in || !c.again.wanted && g.asked {
+		return false
+	}
+	g.in = in
+	if !c.again.wanted {
+		g.asked = true
+		c.ask(in)
+	}
+	return true
+}
+
+// repeatsNow takes the answer to the wish.
+func (c *sidecar) repeatsNow(in uint8) {
+	if !c.again.wanted || in == c.again.from {
+		return
+	}
+	c.again = again{}
+	for j := range c.gap {
+		if g := &c.gap[j]; g.in == in {
+			g.final = in
+			if !c.again.wanted {
+				c.ask(in)
+			}
+		}
 	}
 }
 
@@ -133,13 +187,12 @@ func (l *log) cut(to mark) {
 func (m model) idleSteps(s state, do func(what, of string, n state)) {
 	if s.sidecar.read < s.out.n {
 		m.readStep(s, do)
+	} else if !s.sidecar.caughtUp {
+		m.caughtUp(s, do)
 	}
-	if s.sidecar.read != s.saved.read {
+	if s.sidecar.read != s.saved.read || s.sidecar.again != s.saved.again {
 		n := s
-		n.sidecar.doing, n.sidecar.then = syncing, idle
-		if m.without.checkpointFirst {
-			n.sidecar.doing = storing
-		}
+		n.sidecar.checkpoint(m, idle)
 		do("begins a checkpoint", "", n)
 	}
 	if q := s.sidecar.waiting; q.kind != none && s.unanswerable() {
@@ -164,22 +217,31 @@ func (m model) idleSteps(s state, do func(what, of string, n state)) {
 	}
 }
 
-// unanswerable: the request that is waited for is nowhere any more, and no
-// answer to it is under way. An impatient sidecar is a fault of its own.
+// unanswerable: the request that is waited for is nowhere any more, and all was
+// read. An impatient sidecar is a fault of its own, and to write again while
+// no runner is there changes nothing.
 func (s *state) unanswerable() bool {
 	q := s.sidecar.waiting
-	if !s.runner.up || s.sending == q || s.pipeIn == q && s.notice || s.runner.letter == q {
-		return false // writing again while no runner is there changes nothing
-	}
-	for _, e := range s.out.event[s.sidecar.read:s.out.n] {
-		if e.kind == damaged && s.lostPlace() && q.kind != repeat {
-			return true // it may be there, and is not read
+	onItsWay := s.sending == q || s.pipeIn == q && s.notice || s.runner.letter == q || s.sidecar.read < s.out.n
+	return s.runner.up && !onItsWay
+}
+
+// caughtUp ends the attempts that the VM has not, when all was read that it
+// has to say.
+func (m model) caughtUp(s state, do func(what, of string, n state)) {
+	n := s
+	if !s.sidecar.again.wanted {
+		for j, missing := range s.sidecar.missing {
+			if missing && s.record[j].stage == running {
+				n.record[j].end(interrupted)
+				n.sidecar.missing[j] = false
+				do("records that the VM no longer knows", refOf(j, s.record[j].attempt).String(), n)
+				return
+			}
 		}
-		if e.kind == accepted && e.ref == q.ref && e.answer == q.kind {
-			return false
-		}
 	}
-	return true
+	n.sidecar.caughtUp = true
+	do("has caught up", "", n)
 }
 
 // sendStep is what the dispatcher would write now. It writes one at a time.
@@ -192,26 +254,28 @@ func (m model) sendStep(s state, do func(what, of string, n state)) {
 		n.send(q)
 		do("begins to send", q.String(), n)
 	}
-	if s.lostPlace() {
-		send(request{kind: repeat})
+	if s.sidecar.again.wanted {
+		n := s
+		n.sidecar.checkpoint(m, asking)
+		do("begins a checkpoint, to ask for a repetition", "", n)
 		return
 	}
 	for j, r := range s.record {
 		if r.wish && r.stage == running && !s.sidecar.cancelled[j] {
-			send(request{cancel, refOf(j, r.attempt)})
+			send(request{kind: cancel, ref: refOf(j, r.attempt)})
 			return
 		}
 	}
 	for j, r := range s.record {
 		if !r.acked && r.attempt > 0 && (r.stage == ended || m.without.ackEarly && r.stage == collecting) {
-			send(request{acknowledge, refOf(j, r.attempt)})
+			send(request{kind: acknowledge, ref: refOf(j, r.attempt)})
 			return
 		}
 	}
 	busy := false
 	for j, r := range s.record {
 		if r.stage == claimed {
-			send(request{job, refOf(j, r.attempt)})
+			send(request{kind: job, ref: refOf(j, r.attempt)})
 			return
 		}
 		busy = busy || r.stage == running
@@ -222,27 +286,20 @@ func (m model) sendStep(s state, do func(what, of string, n state)) {
 		}
 		n := s
 		n.log[j].begin(r.attempt + 1)
-		n.sidecar.doing, n.sidecar.then, n.sidecar.job = syncing, claiming, uint8(j)
-		if m.without.checkpointFirst {
-			n.sidecar.doing = storing
-		}
+		n.sidecar.job = uint8(j)
 		if m.without.sendFirst {
-			n.sidecar.then = sendNow
+			n.sidecar.checkpoint(m, sendNow)
+		} else {
+			n.sidecar.checkpoint(m, claiming)
 		}
 		do("begins in the log", refOf(j, r.attempt+1).String(), n)
 		return
 	}
 }
 
-// lostPlace: what comes next is no event, and no later generation is there.
-func (s *state) lostPlace() bool {
-	at := s.sidecar.read
-	return at < s.out.n && s.out.event[at].kind == damaged && s.nextGeneration() == 0
-}
-
-// nextGeneration returns where the generation after the reader's place begins; 0 if none does.
-func (s *state) nextGeneration() uint8 {
-	for i := s.sidecar.read + 1; i < s.out.n; i++ {
+// nextGeneration returns where the generation after place i begins; 0 if none does.
+func (s *state) nextGeneration(i uint8) uint8 {
+	for i++; i < s.out.n; i++ {
 		if s.out.event[i].kind == hello && s.out.event[i].begins {
 			return i
 		}
@@ -256,13 +313,21 @@ func (m model) readStep(s state, do func(what, of string, n state)) {
 	c := &n.sidecar
 	e := s.out.event[c.read]
 	r := &n.record[e.ref.job()]
-	ours := e.kind != hello && r.attempt == e.ref.attempt()
+	ours := e.kind != hello && e.kind != damaged && r.attempt == e.ref.attempt()
+	underWay := ours && (r.stage == claimed || r.stage == running)
+	if ours && (e.kind != accepted || e.answer == job || e.answer == acknowledge) {
+		c.missing[e.ref.job()] = false
+	}
 	switch e.kind {
 	case damaged:
-		if next := s.nextGeneration(); next > 0 {
-			c.read = next
-			do("passes over what is no event, to the next generation", "", n)
+		if c.skip = s.nextGeneration(c.read); c.skip == 0 {
+			c.skip = s.out.n
 		}
+		if !c.again.wanted || c.again.from != e.in {
+			c.ask(e.in)
+		}
+		c.checkpoint(m, skipping)
+		do("meets what is no event", "", n)
 		return
 	case hello:
 		c.at(e)
@@ -270,11 +335,13 @@ func (m model) readStep(s state, do func(what, of string, n state)) {
 		do("reads hello", "", n)
 		return
 	case accepted:
-		q := request{e.answer, e.ref}
-		if c.waiting == q {
+		q := request{kind: e.answer, ref: e.ref}
+		if c.waiting == q || q.kind == repeat && c.waiting.kind == repeat {
 			c.waiting = request{}
 		}
 		switch {
+		case q.kind == repeat:
+			c.repeatsNow(e.in)
 		case q.kind == job && ours && r.stage == claimed:
 			r.stage = running
 		case q.kind == acknowledge && ours && (r.stage == ended || m.without.ackEarly && r.stage == collecting):
@@ -285,26 +352,34 @@ func (m model) readStep(s state, do func(what, of string, n state)) {
 		c.read++
 		do("reads accepted", q.String(), n)
 	case logged:
-		if l := &n.log[e.ref.job()]; ours && (r.stage == claimed || r.stage == running) {
+		c.read++
+		l := &n.log[e.ref.job()]
+		switch {
+		case !underWay:
+		case e.n > l.mark.stream && !m.without.takeGaps && c.incomplete(e.ref.job(), e.in):
+			do("leaves a line for the repetition", e.ref.String(), n)
+			return
+		default:
 			l.take(e.ref.attempt(), e.n)
 		}
-		c.read++
 		do("reads a line", e.ref.String(), n)
 	case finished:
-		if !ours || r.stage != claimed && r.stage != running {
+		l := &n.log[e.ref.job()]
+		switch {
+		case !underWay:
 			c.read++
 			do("reads finished, which changes nothing", e.ref.String(), n)
 			return
-		}
-		if l := &n.log[e.ref.job()]; e.n > l.mark.stream {
+		case e.n > l.mark.stream && !m.without.takeGaps && c.incomplete(e.ref.job(), e.in):
+			c.read++
+			do("leaves finished for the repetition", e.ref.String(), n)
+			return
+		case e.n > l.mark.stream:
 			l.add(lost)
 			l.mark.stream = e.n
 		}
 		c.at(e)
-		c.doing, c.then = syncing, finishing
-		if m.without.checkpointFirst {
-			c.doing = storing
-		}
+		c.checkpoint(m, finishing)
 		do("reads finished", e.ref.String(), n)
 	}
 }

@@ -2,6 +2,7 @@ package model
 
 // The kinds of finding that break a guarantee.
 const (
+	tooMany     = "more events than there should be"
 	twice       = "an attempt ran twice"
 	atOnce      = "two attempts of a job ran at once"
 	undead      = "a cancelled job ran"
@@ -11,7 +12,7 @@ const (
 	otherWords  = "two outcomes of one attempt"
 	changed     = "an outcome that was recorded changed"
 	neverRan    = "succeeded without having run"
-	gap         = "a gap in the log that is not marked"
+	unmarked    = "a gap in the log that is not marked"
 	lostAlive   = "output was lost, and the VM lived"
 	lineTwice   = "a line twice in the log"
 	endUnmarked = "the end of the output is missing, and nothing says so"
@@ -19,6 +20,9 @@ const (
 
 // wrong holds the guarantees against a state and the one before it.
 func (m model) wrong(before, s state) string {
+	if s.out.full {
+		return tooMany
+	}
 	for i, a := range s.attempt {
 		r := ref(i)
 		rec := s.record[r.job()]
@@ -79,14 +83,14 @@ func (m model) published(s state, j int) string {
 		case text&begins != 0: // which says that the one before did not end
 			attempt, lines, hole = uint8(text&^begins), 0, false
 		case text>>4 != line(attempt):
-			return gap
+			return unmarked
 		default:
 			at := uint8(text & 0xf)
 			switch {
 			case at < lines:
 				return lineTwice
 			case at > lines && !hole:
-				return gap
+				return unmarked
 			}
 			lines, hole = at+1, false
 		}
