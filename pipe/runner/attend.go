@@ -72,7 +72,16 @@ func (a *attendant) run(ctx context.Context) error {
 		return err
 	}
 	if !ok {
+		result, ok, err = a.remembered(ctx)
+		if err != nil {
+			return err
+		}
+	}
+	if !ok {
 		return a.lost(ctx)
+	}
+	if result.ServiceResult != "success" && a.ran.Boot == a.r.cfg.Boot {
+		defer a.forget(ctx)
 	}
 	o := outcome{Started: true, Finished: result.finished(*a.ran, a.timeout())}
 	a.cancelled(&o.Finished, &result)
@@ -371,6 +380,28 @@ func (a *attendant) result() (Result, bool, error) {
 	}
 	result, err := parseResult(data)
 	return result, err == nil, nil
+}
+
+// remembered is the result of a unit whose stop hook could not leave it.
+func (a *attendant) remembered(ctx context.Context) (Result, bool, error) {
+	if a.ran.Slot < 1 || a.ran.Boot != a.r.cfg.Boot {
+		return Result{}, false, nil // its marker was cut, or it died with the VM
+	}
+	r, ok, err := a.r.cfg.Units.Remembered(ctx, a.spec())
+	if err != nil || !ok {
+		return Result{}, false, err
+	}
+	a.r.logf("job %s: its stop hook left no result; systemd remembers %s (%s %s)", folder(a.rec.ref()), r.ServiceResult, r.ExitCode, r.ExitStatus)
+	// What the hook would have done first.
+	return r, true, syncFileSystem(a.path.spool)
+}
+
+// forget gives up what systemd kept of a unit that failed. If that doesn't
+// work, it is forgotten at the VM's next boot.
+func (a *attendant) forget(ctx context.Context) {
+	if err := a.r.cfg.Units.Forget(ctx, a.spec()); err != nil {
+		a.r.logf("job %s: %v", folder(a.rec.ref()), err)
+	}
 }
 
 // empty waits until no process of the job is left, and ends those that stay.

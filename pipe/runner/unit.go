@@ -18,9 +18,8 @@ import (
 	"osbuilder/pipe"
 )
 
-// Units starts jobs as processes that outlive the runner. How a unit ended is
-// never asked of it: it leaves a [Result] in [Spec.Result], by rename, before
-// it is gone.
+// Units starts jobs as processes that outlive the runner. A unit leaves a
+// [Result] in [Spec.Result], by rename, before it is gone.
 type Units interface {
 	// Start returns once the job's process runs. After an error the unit may
 	// still be there; Alive tells.
@@ -33,6 +32,12 @@ type Units interface {
 	Stop(ctx context.Context, spec Spec) error
 	// Kill sends SIGKILL to every process of the unit.
 	Kill(ctx context.Context, spec Spec) error
+	// Remembered is how a unit ended that left no result: its disk was full,
+	// or the machine so busy that the stop hook ran out of time. ok is false
+	// where nobody knows.
+	Remembered(ctx context.Context, spec Spec) (r Result, ok bool, err error)
+	// Forget gives up what is kept for Remembered.
+	Forget(ctx context.Context, spec Spec) error
 }
 
 // Spec is all that a unit needs to know. The paths are absolute.

@@ -191,3 +191,11 @@ func (u ProcessUnits) KillAll(ctx context.Context, data string) error {
 	}
 	return nil
 }
+
+// Remembered implements [Units]: nobody knows.
+func (ProcessUnits) Remembered(context.Context, Spec) (Result, bool, error) {
+	return Result{}, false, nil
+}
+
+// Forget implements [Units].
+func (ProcessUnits) Forget(context.Context, Spec) error { return nil }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -54,6 +55,8 @@ func (u SystemdUnits) arguments(spec Spec) []string {
 		"MemoryAccounting=yes",
 		"TasksAccounting=yes",
 		"OOMPolicy=kill",
+		// As in a shell: systemd would have it ignored.
+		"IgnoreSIGPIPE=no",
 
 		"ProtectSystem=strict",
 		"ReadWritePaths=" + spec.Dir,
@@ -85,7 +88,7 @@ func (u SystemdUnits) arguments(spec Spec) []string {
 		properties = append(properties, fmt.Sprintf("RuntimeMaxSec=%dms", spec.Timeout.Milliseconds()))
 	}
 	args := []string{
-		"--quiet", "--no-ask-password", "--collect",
+		"--quiet", "--no-ask-password",
 		"--unit=" + service(spec), "--service-type=exec",
 		"--description=osbuilder " + spec.Unit,
 	}
@@ -165,6 +168,71 @@ func (u SystemdUnits) Stop(ctx context.Context, spec Spec) error {
 // Kill implements [Units].
 func (u SystemdUnits) Kill(ctx context.Context, spec Spec) error {
 	_, err := systemd(ctx, "systemctl", "kill", "--kill-whom=all", "--signal=SIGKILL", service(spec))
+	return err
+}
+
+// Remembered implements [Units]: a unit that failed stays loaded until
+// [SystemdUnits.Forget], and to have a stop hook that fails is to fail.
+func (u SystemdUnits) Remembered(ctx context.Context, spec Spec) (Result, bool, error) {
+	out, err := systemd(ctx, "systemctl", "show", "--property="+rememberedProperties, service(spec))
+	if err != nil {
+		return Result{}, false, err
+	}
+	r, ok, err := parseRemembered(out)
+	if err != nil {
+		return Result{}, false, fmt.Errorf("ask what became of %s: %w", spec.Unit, err)
+	}
+	if !ok {
+		return Result{}, false, nil
+	}
+	if r.ExitCode != "exited" || r.ExitStatus != "0" {
+		// Its exit status is not 0 for any word but "running".
+		state, _ := systemd(ctx, "systemctl", "is-system-running")
+		r.Stopping = strings.TrimSpace(state) == "stopping"
+	}
+	return r, true, nil
+}
+
+const rememberedProperties = "ActiveState,Result,ExecMainCode,ExecMainStatus,ExecMainExitTimestampMonotonic,MemoryPeak"
+
+// parseRemembered reads the properties of a failed unit. ok is false for any
+// other unit, and for one whose main process never ran.
+func parseRemembered(text string) (r Result, ok bool, err error) {
+	values := make(map[string]string)
+	for line := range strings.Lines(text) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		values[name] = value
+	}
+	if values["ActiveState"] != "failed" {
+		return Result{}, false, nil
+	}
+	r = Result{ServiceResult: values["Result"], ExitStatus: values["ExecMainStatus"]}
+	// The numbers of waitid(2); for a signal the status is its number.
+	switch values["ExecMainCode"] {
+	case "1":
+		r.ExitCode = "exited"
+	case "2", "3":
+		r.ExitCode = map[string]string{"2": "killed", "3": "dumped"}[values["ExecMainCode"]]
+		n, err := strconv.Atoi(r.ExitStatus)
+		if err != nil {
+			return Result{}, false, fmt.Errorf("read ExecMainStatus: %w", err)
+		}
+		r.ExitStatus = strings.TrimPrefix(unix.SignalName(unix.Signal(n)), "SIG")
+	default:
+		return Result{}, false, nil
+	}
+	exited, err := strconv.ParseInt(values["ExecMainExitTimestampMonotonic"], 10, 64)
+	if err != nil {
+		return Result{}, false, fmt.Errorf("read ExecMainExitTimestampMonotonic: %w", err)
+	}
+	r.Uptime = exited * int64(time.Microsecond)                      // a VM is never suspended, so this clock is that of uptime
+	r.MemoryPeak, _ = strconv.ParseInt(values["MemoryPeak"], 10, 64) // "[not set]" in some versions
+	return r, true, nil
+}
+
+// Forget implements [Units].
+func (u SystemdUnits) Forget(ctx context.Context, spec Spec) error {
+	_, err := systemd(ctx, "systemctl", "reset-failed", service(spec))
 	return err
 }
 

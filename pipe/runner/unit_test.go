@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"context"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -188,7 +189,7 @@ func TestSystemdArguments(t *testing.T) {
 	})
 	all := strings.Join(args, "\n") + "\n"
 	for _, want := range []string{
-		"--unit=job-x-1.service", "--collect", "--property=User=job-1", "--property=RuntimeMaxSec=90000ms",
+		"--unit=job-x-1.service", "--property=IgnoreSIGPIPE=no", "--property=User=job-1", "--property=RuntimeMaxSec=90000ms",
 		"--property=StandardOutput=append:/data/spool/jobs/x-1/log", "--property=CapabilityBoundingSet=",
 		"--property=ExecStopPost=+/usr/lib/osbuilder/pipe-runner result --file /data/spool/jobs/x-1/result",
 		"--property=InaccessiblePaths=-/sys/firmware -/run/osbuilder/ssh_host_ed25519_key -/run/osbuilder/authorized_keys -/nexus_bootstrap",
@@ -201,6 +202,78 @@ func TestSystemdArguments(t *testing.T) {
 	if !strings.HasSuffix(all, "--\n"+shell()+"\n/data/jobs/x-1/script\n") {
 		t.Errorf("ends with %q", args[len(args)-3:])
 	}
+}
+
+// What systemd 257 shows of units, as it was recorded, and what is made of it.
+func TestRemembered(t *testing.T) {
+	for name, tc := range map[string]struct {
+		shown string
+		want  Result
+		ok    bool
+	}{
+		"hook failed": {
+			"Result=exit-code\nExecMainExitTimestampMonotonic=99000000\nExecMainCode=1\nExecMainStatus=0\nActiveState=failed\nMemoryPeak=4096\n",
+			Result{ServiceResult: "exit-code", ExitCode: "exited", ExitStatus: "0", MemoryPeak: 4096, Uptime: 99e9},
+			true,
+		},
+		"hook killed after a failure": {
+			"Result=exit-code\nExecMainExitTimestampMonotonic=5\nExecMainCode=1\nExecMainStatus=7\nActiveState=failed\nMemoryPeak=[not set]\n",
+			Result{ServiceResult: "exit-code", ExitCode: "exited", ExitStatus: "7", Uptime: 5000},
+			true,
+		},
+		"time limit": {
+			"Result=timeout\nExecMainExitTimestampMonotonic=99000000\nExecMainCode=2\nExecMainStatus=15\nActiveState=failed\n",
+			Result{ServiceResult: "timeout", ExitCode: "killed", ExitStatus: "TERM", Uptime: 99e9},
+			true,
+		},
+		"gone":      {"Result=success\nExecMainExitTimestampMonotonic=0\nExecMainCode=0\nExecMainStatus=0\nActiveState=inactive\n", Result{}, false},
+		"never ran": {"Result=resources\nExecMainExitTimestampMonotonic=0\nExecMainCode=0\nExecMainStatus=0\nActiveState=failed\n", Result{}, false},
+		"nothing":   {"", Result{}, false},
+	} {
+		got, ok, err := parseRemembered(tc.shown)
+		if err != nil || ok != tc.ok || got != tc.want {
+			t.Errorf("%s: %+v, %v, %v; want %+v", name, got, ok, err, tc.want)
+		}
+	}
+	ran := marker{Uptime: 9e9}
+	for name, tc := range map[string]struct {
+		r    Result
+		want pipe.Status
+	}{
+		"succeeded, though its hook ran out of time": {Result{ServiceResult: "timeout", ExitCode: "exited", ExitStatus: "0", Uptime: 20e9}, pipe.StatusSucceeded},
+		"ran into its limit":                         {Result{ServiceResult: "timeout", ExitCode: "killed", ExitStatus: "TERM", Uptime: 99e9}, pipe.StatusTimeout},
+	} {
+		if got := tc.r.finished(ran, time.Minute).Status; got != tc.want {
+			t.Errorf("%s: %s, want %s", name, got, tc.want)
+		}
+	}
+}
+
+// A unit whose stop hook left no result has run all the same.
+func TestResultFromMemory(t *testing.T) {
+	m := newMachine(t)
+	m.cfg.Units = forgetful{}
+	m.start()
+	accepted(t, m.send(1, jobHeader("a", 1), "echo said; echo made > $OUT/made\n"))
+	f := m.finished("a")
+	if f.Status != pipe.StatusSucceeded || f.Artifacts != 1 || f.LogLength != 5 {
+		t.Errorf("finished %+v", f)
+	}
+}
+
+// forgetful are units whose hook finds its disk full, of a systemd that
+// remembers them.
+type forgetful struct{ ProcessUnits }
+
+func (u forgetful) Start(ctx context.Context, spec Spec) error {
+	if err := os.Mkdir(spec.Result+tempSuffix, 0o700); err != nil {
+		return err
+	}
+	return u.ProcessUnits.Start(ctx, spec)
+}
+
+func (forgetful) Remembered(context.Context, Spec) (Result, bool, error) {
+	return Result{ServiceResult: "exit-code", ExitCode: "exited", ExitStatus: "0", Uptime: 1}, true, nil
 }
 
 func FuzzParseResult(f *testing.F) {

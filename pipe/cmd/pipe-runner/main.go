@@ -33,11 +33,16 @@ func main() {
 	case errors.Is(err, errUsage):
 		fmt.Fprintf(os.Stderr, "pipe-runner: %v\n", err)
 		os.Exit(2)
+	case errors.Is(err, errSaid):
+		os.Exit(1)
 	default:
 		fmt.Fprintf(os.Stderr, "pipe-runner: %v\n", err)
 		os.Exit(1)
 	}
 }
+
+// errSaid: what went wrong was said elsewhere.
+var errSaid = errors.New("said in the kernel's log")
 
 // errUsage: the command line is wrong.
 var errUsage = errors.New("usage: pipe-runner run | result | version")
@@ -56,7 +61,11 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 		if err := parse(flags, args[1:]); err != nil {
 			return err
 		}
-		return runner.WriteResult(*file, os.Getenv, func() bool { return stopping(ctx) })
+		err := runner.WriteResult(*file, os.Getenv, func() bool { return stopping(ctx) })
+		if err != nil && toKernelLog(err) {
+			return errSaid
+		}
+		return err
 	case "version":
 		if err := parse(flags, args[1:]); err != nil {
 			return err
@@ -66,6 +75,18 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	default:
 		return fmt.Errorf("%w: unknown command %q", errUsage, args[0])
 	}
+}
+
+// toKernelLog says there what became of the stop hook: its standard error is
+// the job's output. It reports whether that worked.
+func toKernelLog(err error) bool {
+	f, openErr := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0)
+	if openErr != nil {
+		return false
+	}
+	defer f.Close()
+	_, writeErr := fmt.Fprintf(f, "pipe-runner: %v\n", err)
+	return writeErr == nil
 }
 
 // stopping asks systemd whether the VM is on its way down.
