@@ -1,4 +1,4 @@
-.PHONY: help demo down clean test test-unit soak lint vm-iso check-nixos boot-nixos prove-nixos
+.PHONY: help demo down clean test test-long chaos test-unit soak lint vm-iso check-nixos boot-nixos prove-nixos
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -14,6 +14,12 @@ clean: ## remove containers, volumes and images of this project
 
 test: ## everything that is tested, with real containers and a real VM
 	@scripts/test.sh
+
+test-long: ## what takes too long for make test: an hour and more
+	@scripts/test-long.sh
+
+chaos: ## jobs while everything under them is broken at random; SEED=1 JOBS=200 CONTROL=naive
+	@scripts/chaos.sh
 
 test-unit: ## the Go tests alone, with the race detector
 	@scripts/checks.sh unit
