@@ -1,0 +1,124 @@
+//go:build e2e
+
+package chaos
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// inject makes a fault happen, and ends it.
+func (m *machine) inject(ctx context.Context, f Fault) (Injected, error) {
+	done := Injected{Break: f.Break, From: time.Now()}
+	err := m.breakIt(ctx, f, &done)
+	done.To = time.Now()
+	if err != nil {
+		err = fmt.Errorf("%s: %w", f.Break, err)
+	}
+	return done, err
+}
+
+func (m *machine) breakIt(ctx context.Context, f Fault, done *Injected) error {
+	// A VM that boots is waited for; the fault begins when it is there.
+	bash := func(text string) error {
+		if _, err := m.agent(ctx, "true"); err != nil {
+			return err
+		}
+		done.From = time.Now()
+		_, err := m.agent(ctx, text)
+		return err
+	}
+	switch f.Break {
+	case KillSidecar:
+		return kill(ctx, m.sidecar)
+	case PowerOffVM:
+		return kill(ctx, m.vm)
+	case ResetVM:
+		return m.monitor(ctx, "system_reset")
+	case KillRunner:
+		return bash("if [ -e /data/chaos/naive ]; then systemctl kill --signal=KILL chaos-naive; else systemctl kill --kill-whom=main --signal=KILL pipe-runner; fi || true")
+	case KillSSHD:
+		return bash("pkill -KILL '^sshd' || true")
+	case Repeat:
+		// As whoever has the key could do it.
+		return bash(`cd /nexus_bootstrap && [ ! -f pipe_in ] || setpriv --reuid=builder --regid=builder --clear-groups bash -c 'cp pipe_in .repeat && sync .repeat && mv .repeat pipe_in'`)
+	case CutNetwork:
+		if _, err := command(ctx, "docker", "network", "disconnect", "--force", m.network, m.sidecar); err != nil {
+			return err
+		}
+		pause(ctx, f.For)
+		_, err := command(ctx, "docker", "network", "connect", m.network, m.sidecar)
+		return err
+	case FillOutput:
+		return m.fillOutput(ctx, f.For)
+	case FillData:
+		if err := bash(fillData); err != nil {
+			return err
+		}
+		pause(ctx, f.For)
+		_, err := m.agent(ctx, "rm -f /data/chaos/ballast-*")
+		return err
+	default:
+		return errors.New("unknown fault")
+	}
+}
+
+// kill ends a container the hard way and starts it again.
+func kill(ctx context.Context, container string) error {
+	if _, err := command(ctx, "docker", "kill", "--signal", "KILL", container); err != nil {
+		return err
+	}
+	_, err := command(ctx, "docker", "start", container)
+	return err
+}
+
+// fillData takes all blocks of the VM's data disk, root's own included.
+const fillData = `cd /data/chaos
+size=$(($(stat -f -c '%f * %S' .)))
+n=0
+while ((size >= 4096)); do
+  if fallocate -l $size ballast-$n 2>/dev/null; then n=$((n + 1)); else size=$((size / 2)) n=$((n + 1)); fi
+done
+true`
+
+// fillOutput takes all room of the disk that output/ is on.
+func (m *machine) fillOutput(ctx context.Context, d time.Duration) error {
+	if os.Getuid() != 0 {
+		return nil // it has no disk of its own
+	}
+	path := m.p.Output(".ballast")
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	// What is written beside it makes the first sizes miss.
+	for size, at := int64(1<<30), int64(0); size >= 4096; {
+		if err := unix.Fallocate(int(f.Fd()), 0, at, size); err != nil {
+			size /= 2
+			continue
+		}
+		at += size
+	}
+	pause(ctx, d)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// pause waits for d, or for ctx.
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}

@@ -1,0 +1,366 @@
+//go:build e2e
+
+package chaos
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"osbuilder/e2e/internal/harness"
+)
+
+const (
+	// patience is how long nothing at all may move.
+	patience = 6 * time.Minute
+	// calm is how long the next fault waits for one to be got over.
+	calm = 2 * time.Minute
+	// ahead is how many jobs may wait or run, beyond those that are done.
+	ahead = 8
+)
+
+var installation *machine
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) (code int) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	begin := time.Now()
+	machine, err := newMachine(ctx, int64(64+4*jobs())<<20)
+	if machine != nil {
+		installation = machine
+		defer func() {
+			if code != 0 {
+				machine.p.Explain(ctx)
+			}
+			if err := machine.remove(ctx); err != nil {
+				fmt.Fprintln(os.Stderr, "chaos: remove the installation:", err)
+				code = max(code, 1)
+			}
+		}()
+	}
+	if err == nil {
+		_, err = machine.agent(ctx, "true")
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "chaos:", err)
+		return 1
+	}
+	fmt.Printf("the VM is up after %.0f s\n", time.Since(begin).Seconds())
+	return m.Run()
+}
+
+// number is a setting of scripts/chaos.sh.
+func number(name string, otherwise uint64) uint64 {
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "chaos: %s=%s is no number\n", name, text)
+		os.Exit(2)
+	}
+	return n
+}
+
+// jobTimeout is how long a job may run: many times what the longest needs that
+// is not meant to run into it.
+func jobTimeout() time.Duration {
+	if jobs() > 50 {
+		return 3 * time.Minute
+	}
+	return time.Minute
+}
+
+func jobs() int { return int(number("OSBUILDER_CHAOS_JOBS", 20)) }
+
+// What is promised holds while everything breaks.
+func TestChaos(t *testing.T) {
+	plan := NewPlan(number("OSBUILDER_CHAOS_SEED", 1), jobs())
+	begin := time.Now()
+	o := play(t, installation, plan)
+	r := Check(o)
+	fmt.Printf("seed %d, %d jobs, %d faults, %s\n%s", plan.Seed, len(plan.Jobs), len(o.Faults), time.Since(begin).Round(time.Second), r.Table(o))
+	for _, v := range r.Violations {
+		t.Error(v)
+	}
+}
+
+// The control: with the naive loop in the runner's place one job and two
+// faults are enough to break a promise, and Check sees it. Else it would see
+// nothing at all.
+func TestNaiveLoopBreaks(t *testing.T) {
+	m := installation
+	if _, err := m.agent(t.Context(), `touch /data/chaos/naive && systemctl stop pipe-runner && systemctl start chaos-naive`); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if _, err := m.agent(t.Context(), `rm /data/chaos/naive && systemctl stop chaos-naive && systemctl start pipe-runner`); err != nil {
+			t.Error(err)
+		}
+	}()
+	l := look(t, m)
+	runs := func(n int) func() bool {
+		return func() bool {
+			all, err := m.executions(t.Context())
+			return err == nil && len(all) >= l.before+n
+		}
+	}
+	l.drop(Job{Name: "chaos-naive", Kind: Long, Lines: 60, Pause: 100 * time.Millisecond})
+	harness.Eventually(t, harness.JobTimeout, "job in the naive loop", runs(1))
+	l.inject(t.Context(), Fault{Break: KillRunner})
+	harness.Eventually(t, harness.JobTimeout, "second execution of one attempt", func() bool {
+		l.inject(t.Context(), Fault{Break: Repeat})
+		return runs(2)()
+	})
+	harness.Eventually(t, harness.JobTimeout, "outcome", func() bool { return l.ended() == 1 })
+	o := l.result()
+	r := Check(o)
+	fmt.Printf("the naive loop, 1 job, %d faults\n%s", len(o.Faults), r.Table(o))
+	for _, v := range r.Violations {
+		fmt.Println("  as it should be:", v)
+	}
+	if !r.has(ExecutedTwice) {
+		t.Error("the checker does not see what the naive loop did twice")
+	}
+}
+
+// A lookout drops jobs, has faults happen, and sees what comes of it.
+type lookout struct {
+	t    *testing.T
+	m    *machine
+	w    watcher
+	stop func() []string // returns what was half visible
+
+	before int // executions that are not of these jobs
+
+	mu sync.Mutex // guards o
+	o  Observed
+}
+
+func look(t *testing.T, m *machine) *lookout {
+	t.Helper()
+	before, err := m.executions(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	l := &lookout{t: t, m: m, before: len(before)}
+	var wg sync.WaitGroup
+	var wrong []string
+	wg.Go(func() { l.w.run(ctx, m.sidecar) })
+	wg.Go(func() { wrong = half(ctx, m.p) })
+	l.stop = sync.OnceValue(func() []string {
+		cancel()
+		wg.Wait()
+		return wrong
+	})
+	t.Cleanup(func() { l.stop() })
+	return l
+}
+
+// drop drops a job.
+func (l *lookout) drop(j Job) {
+	l.t.Helper()
+	l.m.p.Drop(l.t, j.Name+".sh", j.Script())
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.o.Jobs = append(l.o.Jobs, Seen{Job: j, Dropped: time.Now()})
+}
+
+// inject has a fault happen. What it can't do is an error of the test's.
+func (l *lookout) inject(ctx context.Context, f Fault) Injected {
+	done, err := l.m.inject(ctx, f)
+	if err != nil && ctx.Err() == nil {
+		l.t.Errorf("the test itself: %v", err)
+	}
+	fmt.Printf("%s  %s, %.1f s\n", done.From.UTC().Format(time.TimeOnly), f.Break, done.To.Sub(done.From).Seconds())
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.o.Faults = append(l.o.Faults, done)
+	return done
+}
+
+// cancel has a job cancelled, as a user does it; for as long as the sidecar
+// can't be asked, again and again.
+func (l *lookout) cancel(ctx context.Context, j Job) {
+	pause(ctx, j.Cancel)
+	for ctx.Err() == nil {
+		out, err := command(ctx, "docker", "exec", l.m.sidecar, "osbuilder", "cancel", j.Name)
+		if err == nil || strings.Contains(out, "ended") {
+			return
+		}
+		pause(ctx, time.Second)
+	}
+}
+
+// counts says how many jobs were dropped and how many faults happened.
+func (l *lookout) counts() (jobs, faults int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.o.Jobs), len(l.o.Faults)
+}
+
+// ended notes which jobs have an outcome, and returns how many.
+func (l *lookout) ended() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := 0
+	for i := range l.o.Jobs {
+		s := &l.o.Jobs[i]
+		if s.Ended.IsZero() {
+			if found, _ := filepath.Glob(l.m.p.Output(s.Job.Name, "*", "result.json")); len(found) > 0 {
+				s.Ended = time.Now()
+			}
+		}
+		if !s.Ended.IsZero() {
+			n++
+		}
+	}
+	return n
+}
+
+// play does what the plan says, until every job has its outcome, or nothing
+// moves any more.
+func play(t *testing.T, m *machine, plan Plan) Observed {
+	t.Helper()
+	l := look(t, m)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for _, f := range plan.Faults {
+			if pause(ctx, f.After); ctx.Err() != nil {
+				return
+			}
+			done := l.inject(context.WithoutCancel(ctx), f)
+			for until := time.Now().Add(calm); f.Calm && ctx.Err() == nil && time.Now().Before(until) && l.w.recovered(done, nil) == 0; {
+				pause(ctx, 100*time.Millisecond)
+			}
+		}
+	})
+	defer wg.Wait()
+	defer cancel()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	cancels := &sync.WaitGroup{}
+	defer cancels.Wait()
+	last, progress := 0, time.Now()
+	for last < len(plan.Jobs) && time.Since(progress) < patience {
+		// Drops and faults keep in step, so that neither outlives the other.
+		dropped, faults := l.counts()
+		for dropped < len(plan.Jobs) && dropped*len(plan.Faults) <= (faults+1)*len(plan.Jobs)+ahead*len(plan.Faults) {
+			l.drop(plan.Jobs[dropped])
+			if j := plan.Jobs[dropped]; j.Kind == Cancel {
+				cancels.Go(func() { l.cancel(ctx, j) })
+			}
+			dropped++
+		}
+		if n := l.ended(); n > last {
+			last, progress = n, time.Now()
+		}
+		<-tick.C
+	}
+	cancel()
+	wg.Wait() // what was filled is free again
+	if last == len(plan.Jobs) {
+		settle(t, m)
+	}
+	return l.result()
+}
+
+// result completes what was observed.
+func (l *lookout) result() Observed {
+	t, m := l.t, l.m
+	t.Helper()
+	l.ended()
+	o := l.o
+	o.Half = l.stop()
+	all, err := m.executions(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Executions = all[l.before:]
+	for i := range o.Faults {
+		var next *Injected
+		if i+1 < len(o.Faults) {
+			next = &o.Faults[i+1]
+		}
+		o.Faults[i].Recovered = l.w.recovered(o.Faults[i], next)
+	}
+	for i := range o.Jobs {
+		o.Jobs[i].Outcomes = outcomes(t, m, o.Jobs[i].Job.Name)
+	}
+	for _, pattern := range []string{m.p.Jobs("chaos-*"), m.p.Jobs("rejected", "*")} {
+		left, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Error(err)
+		}
+		o.Inbox = append(o.Inbox, left...)
+	}
+	return o
+}
+
+// settle waits until the VM has forgotten all jobs: nothing more can come.
+func settle(t *testing.T, m *machine) {
+	t.Helper()
+	harness.Eventually(t, harness.BootTimeout, "VM that knows no job", func() bool {
+		out, err := m.agent(t.Context(), "ls /data/artifacts /data/jobs")
+		return err == nil && strings.TrimSpace(out) == "/data/artifacts:\n\n/data/jobs:"
+	})
+}
+
+// outcomes reads what is in output/NAME.
+func outcomes(t *testing.T, m *machine, name string) []Outcome {
+	t.Helper()
+	var all []Outcome
+	for _, r := range m.p.Results(t, name) {
+		out := Outcome{
+			ID: r.Job, Status: r.Status, ExitCode: r.ExitCode, Reason: r.Reason, Attempts: r.Attempts, Log: r.Log,
+			Files: make(map[string]string), Told: make(map[string]string),
+		}
+		for _, a := range r.Artifacts {
+			out.Told[a.Name] = a.SHA256
+		}
+		entries, err := os.ReadDir(r.Folder)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			switch e.Name() {
+			case "build.log", "result.json", "source", "SHA256SUMS":
+				continue
+			}
+			sum, err := digest(filepath.Join(r.Folder, e.Name()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			out.Files[e.Name()] = sum
+		}
+		all = append(all, out)
+	}
+	return all
+}
+
+func digest(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
