@@ -13,7 +13,7 @@ import (
 // them, and what they source. The others run in containers, or are for those
 // who work on this project under Linux.
 var userScripts = []string{
-	"demo.sh", "down.sh", "clean.sh", "vm-iso.sh", "test.sh", "checks.sh",
+	"demo.sh", "down.sh", "clean.sh", "vm-iso.sh", "test.sh", "test-long.sh", "chaos.sh", "e2e.sh", "checks.sh",
 	"lib.sh", "world.sh", "engine.sh", "images.sh", "project.sh",
 }
 
@@ -93,10 +93,10 @@ var allowed = [][3]string{
 	{"engine.sh", "setsid dockerd", "the same"},
 	{"images.sh", "--transform", "base images are made where mmdebstrap is"},
 	{"lib.sh", "if have sha256sum; then sha256sum", "and shasum else"},
-	{"test.sh", `need_packages "The test" "${missing[@]}"`, "after the list was seen to have something in it"},
+	{"e2e.sh", `need_packages "The test" "${missing[@]}"`, "after the list was seen to have something in it"},
 	{"demo.sh", "${COMPOSE[@]}", "find_compose left the command in it"},
 	{"project.sh", "${COMPOSE[", "the same"},
-	{"test.sh", "${COMPOSE[*]}", "the same"},
+	{"e2e.sh", "${COMPOSE[*]}", "the same"},
 	{"world.sh", "${COMPOSE[*]}", "the same, since WORLD_COMPOSE is set with it"},
 	{"images.sh", "${args[@]}", "filled at its beginning"},
 	{"images.sh", "${changes[@]}", "filled at its beginning"},
