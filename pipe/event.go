@@ -116,8 +116,8 @@ type Started struct {
 	User string `json:"user"`
 }
 
-// Log is a piece of a job's output. In JSON its data is "text" where it is
-// valid UTF-8 and "base64" where it is not, so any bytes pass unchanged.
+// Log is a piece of a job's output. In JSON its data is "text", or "base64"
+// where it is not valid UTF-8 or would be shorter so: any bytes pass unchanged.
 type Log struct {
 	Offset int64 // of the first byte of Data in the job's whole output
 	Data   []byte
@@ -132,7 +132,7 @@ type logJSON struct {
 // MarshalJSON implements [json.Marshaler].
 func (l Log) MarshalJSON() ([]byte, error) {
 	j := logJSON{Offset: l.Offset}
-	if utf8.Valid(l.Data) {
+	if utf8.Valid(l.Data) && escapes(l.Data) <= len(l.Data)/3 {
 		s := string(l.Data)
 		j.Text = &s
 	} else {
@@ -140,6 +140,21 @@ func (l Log) MarshalJSON() ([]byte, error) {
 		j.Base64 = &s
 	}
 	return json.Marshal(j)
+}
+
+// escapes is by how many bytes text grows in JSON, about. For what is mostly
+// control characters that is five times its length.
+func escapes(data []byte) int {
+	n := 0
+	for _, b := range data {
+		switch {
+		case b == '\n', b == '\r', b == '\t', b == '"', b == '\\':
+			n++
+		case b < ' ', b == '<', b == '>', b == '&':
+			n += 5
+		}
+	}
+	return n
 }
 
 // UnmarshalJSON implements [json.Unmarshaler].

@@ -31,11 +31,19 @@ type attendant struct {
 	slot int
 	ran  *marker
 	told int64 // where the output goes on
+	// limit is where the output ends, whatever the file holds.
+	limit int64
 }
 
 // attendant is made by the owner.
 func (r *Runner) attendant(j *job, slot int) *attendant {
-	return &attendant{r: r, job: j, rec: j.record, path: r.cfg.paths(j.ref()), slot: slot, ran: j.ran, told: j.told.log}
+	limit := r.cfg.MaxOutput
+	if j.outcome != nil {
+		limit = j.outcome.Finished.LogLength
+	}
+	return &attendant{
+		r: r, job: j, rec: j.record, path: r.cfg.paths(j.ref()), slot: slot, ran: j.ran, told: j.told.log, limit: limit,
+	}
 }
 
 // Bounds of what an attendant waits for.
@@ -84,6 +92,9 @@ func (a *attendant) run(ctx context.Context) error {
 		defer a.forget(ctx)
 	}
 	o := outcome{Started: true, Finished: result.finished(*a.ran, a.timeout())}
+	if err := a.bounded(&o.Finished); err != nil {
+		return err
+	}
 	a.cancelled(&o.Finished, &result)
 	if err := a.empty(ctx); err != nil {
 		return err
@@ -109,6 +120,25 @@ func (a *attendant) run(ctx context.Context) error {
 	return a.settle(ctx, o)
 }
 
+// bounded makes f a failure if the output is longer than it may be. What is
+// beyond that is never told.
+func (a *attendant) bounded(f *pipe.Finished) error {
+	t, err := openTail(a)
+	if err != nil {
+		return err
+	}
+	defer t.close()
+	over, err := t.excess()
+	if err != nil {
+		return err
+	}
+	if over {
+		f.Status = pipe.StatusFailed
+		f.Reason = fmt.Sprintf("it was killed because it wrote more than %d bytes of output: write less, or to a file in $OUT", a.r.cfg.MaxOutput)
+	}
+	return nil
+}
+
 // lost ends a job that left no result.
 func (a *attendant) lost(ctx context.Context) error {
 	o := outcome{Started: true, Finished: pipe.Finished{
@@ -123,6 +153,9 @@ func (a *attendant) lost(ctx context.Context) error {
 			return err
 		}
 		o.Finished.Reason = "the VM stopped while it ran; the end of its output may be missing"
+	}
+	if err := a.bounded(&o.Finished); err != nil {
+		return err
 	}
 	a.cancelled(&o.Finished, nil)
 	return a.settle(ctx, o)
@@ -151,7 +184,7 @@ func (a *attendant) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m := marker{Boot: a.r.cfg.Boot, Slot: a.slot, User: user.name, Uptime: now}
+	m := marker{Boot: a.r.cfg.Boot, Slot: a.slot, User: user.name, Uptime: now, Memory: a.r.cfg.Memory}
 	data, err := json.Marshal(m)
 	if err != nil {
 		return fmt.Errorf("start job: %w", err)
@@ -278,6 +311,7 @@ func (a *attendant) spec() Spec {
 		Result:  a.path.result(),
 		Timeout: a.timeout(),
 		Grace:   cfg.Grace,
+		Memory:  a.ran.Memory,
 		Env:     env,
 	}
 }
@@ -318,7 +352,7 @@ func (a *attendant) follow(ctx context.Context) (Result, bool, error) {
 		return Result{}, false, err
 	}
 	defer t.close()
-	looked, stopped := time.Time{}, false
+	looked, stopped, killed := time.Time{}, false, false
 	for {
 		if result, ok, err := a.result(); ok || err != nil {
 			return result, ok, err
@@ -329,6 +363,15 @@ func (a *attendant) follow(ctx context.Context) (Result, bool, error) {
 				return Result{}, false, err
 			}
 			stopped = true
+		}
+		if over, err := t.excess(); err != nil {
+			return Result{}, false, err
+		} else if over && !killed {
+			// Without a grace, in which it would write on.
+			if err := a.r.cfg.Units.Kill(ctx, a.spec()); err != nil {
+				return Result{}, false, err
+			}
+			killed = true
 		}
 		if time.Since(looked) >= aliveEvery {
 			looked = time.Now()
@@ -343,10 +386,15 @@ func (a *attendant) follow(ctx context.Context) (Result, bool, error) {
 				return Result{}, false, err
 			}
 		}
-		wait := aliveEvery
-		if more, err := t.pump(ctx, false); err != nil {
+		state, err := t.pump(ctx, false)
+		if err != nil {
 			return Result{}, false, err
-		} else if more {
+		}
+		if state == moreLeft {
+			continue
+		}
+		wait := aliveEvery
+		if state == lineHeld {
 			wait = partialAfter
 		}
 		notices, err := w.read(wait)
@@ -491,11 +539,11 @@ func (a *attendant) drain(ctx context.Context) (int64, error) {
 		return 0, fmt.Errorf("sync output: %w", err)
 	}
 	for {
-		more, err := t.pump(ctx, true)
+		state, err := t.pump(ctx, true)
 		if err != nil {
 			return 0, err
 		}
-		if !more {
+		if state == allTold {
 			return t.offset, nil
 		}
 	}

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"osbuilder/pipe"
 )
 
@@ -44,6 +46,14 @@ type Config struct {
 	SystemsFile string
 	Path        string // PATH of jobs; empty is where NixOS and Debian have programs
 
+	// Memory is what a job's processes may hold in all, in bytes; 0 is half of
+	// the machine's, or most of it with one slot. What is built for the job
+	// under nix-daemon is not among them. SystemdUnits alone see to it.
+	Memory int64
+	// MaxOutput is how much output a job may have, in bytes; one that has more
+	// is ended. 0 is DefaultMaxOutput.
+	MaxOutput int64
+
 	// Grace is how long a job that is to end may take to do so, between SIGTERM
 	// and SIGKILL; 0 is DefaultGrace.
 	Grace time.Duration
@@ -66,6 +76,10 @@ type Config struct {
 
 // DefaultSlots is how many jobs run at once where nobody says.
 const DefaultSlots = 2
+
+// DefaultMaxOutput is more than any build has to say, and little enough for
+// the data disk.
+const DefaultMaxOutput = 1 << 30
 
 // DefaultGrace is what a job that is cancelled or ran too long has to put its
 // things in order.
@@ -97,6 +111,19 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Grace == 0 {
 		c.Grace = DefaultGrace
 	}
+	if c.Memory < 0 || c.MaxOutput < 0 {
+		return c, fmt.Errorf("configure: %d bytes of memory and %d of output for a job", c.Memory, c.MaxOutput)
+	}
+	if c.MaxOutput == 0 {
+		c.MaxOutput = DefaultMaxOutput
+	}
+	if c.Memory == 0 {
+		var info unix.Sysinfo_t
+		if err := unix.Sysinfo(&info); err != nil {
+			return c, fmt.Errorf("measure the memory: %w", err)
+		}
+		c.Memory = jobMemory(int64(info.Totalram)*int64(info.Unit), c.Slots)
+	}
 	if c.Store == "" {
 		c.Store = "/nix/store"
 	}
@@ -126,6 +153,19 @@ func (c Config) withDefaults() (Config, error) {
 		c.Boot = string(bytes.TrimSpace(id))
 	}
 	return c, nil
+}
+
+// leastMemory is what the evaluation of a system can take, in bytes.
+const leastMemory = 1536 << 20
+
+// jobMemory is what one job may hold of a machine's memory: of two jobs
+// neither takes all, and all else keeps what nix-daemon, too, leaves to it.
+func jobMemory(total int64, slots int) int64 {
+	most := total / 100 * 85
+	if slots == 1 {
+		return most
+	}
+	return min(most, max(total/2, leastMemory))
 }
 
 // self is the account of the runner.

@@ -19,7 +19,9 @@
 //	  lock                           held by the runner that lives
 //	  owner                          whose VM this is
 //	  generation                     of pipe_out, and the boot it began in
-//	  length                         of pipe_out, at least; tells a cut file
+//	  length                         of pipe_out, at least, and when it was written to; tells what others did
+//	  consumed                       what pipe_out said where blocks of it were freed
+//	  repeated                       the place for which all was told again last
 //	  seen                           digest of the last pipe_in that was dealt with
 //	  reserve                        blocks given back when the disk is full
 //	  aside/                         requests that lay in pipe_in at boot
@@ -31,6 +33,7 @@
 //	    inputs                       what was uploaded for it
 //	    base                         how much output earlier generations told
 //	    ran                          it was started, or was about to be
+//	    cancel                       it is to end
 //	    log                          its output
 //	    result                       how its unit ended; written by the unit's stop hook
 //	    outcome                      what is said in "finished", and the artifacts
@@ -39,7 +42,8 @@
 //
 // So a runner that was killed finds out: an outcome is final; a result wants
 // to be collected; a unit that is alive wants to be followed; a marker "ran"
-// with none of these was interrupted; without a marker the job waits.
+// with none of these was interrupted; without a marker the job waits. Whatever
+// it finds, "cancel" makes it the end of the job, unless that had come before.
 //
 // # In process
 //

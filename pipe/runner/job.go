@@ -44,6 +44,8 @@ type marker struct {
 	Slot   int    `json:"slot"`
 	User   string `json:"user,omitempty"`
 	Uptime int64  `json:"uptime_ns"` // CLOCK_BOOTTIME
+	// Memory is the limit that it was started with, in bytes; 0: none.
+	Memory int64 `json:"memory,omitempty"`
 }
 
 // A wish says since when a job is wanted to end.

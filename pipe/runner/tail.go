@@ -41,23 +41,40 @@ func (t *tail) close() {
 	_ = t.file.Close()
 }
 
+// atOnce is how many pieces are told before whoever follows looks at the rest
+// of the world: a job that writes without end must not keep it from that.
+const atOnce = 64
+
+// A state says why pump ended.
+type state int
+
+const (
+	allTold  state = iota
+	lineHeld       // a piece of a line is held back
+	moreLeft
+)
+
 // pump tells what is there, up to the end of the last line, or to the very
-// end if final. It reports whether a piece of a line is held back.
-func (t *tail) pump(ctx context.Context, final bool) (more bool, err error) {
-	for {
-		n, err := t.file.ReadAt(t.buf[:], t.offset)
+// end if final.
+func (t *tail) pump(ctx context.Context, final bool) (state, error) {
+	for range atOnce {
+		left := min(int64(len(t.buf)), t.a.limit-t.offset)
+		if left <= 0 {
+			return allTold, nil
+		}
+		n, err := t.file.ReadAt(t.buf[:left], t.offset)
 		if err != nil && !errors.Is(err, io.EOF) {
-			return false, fmt.Errorf("read output: %w", err)
+			return allTold, fmt.Errorf("read output: %w", err)
 		}
 		if n == 0 {
-			return false, nil
+			return allTold, nil
 		}
 		cut := t.cut(t.buf[:n], final)
 		if cut == 0 {
 			if t.held.IsZero() {
 				t.held = time.Now()
 			}
-			return true, nil
+			return lineHeld, nil
 		}
 		t.held = time.Time{}
 		// The owner may still be at it when ctx ends: so it works on what
@@ -69,10 +86,20 @@ func (t *tail) pump(ctx context.Context, final bool) (more bool, err error) {
 			return err
 		})
 		if err != nil && !errors.Is(err, errRewound) {
-			return false, err
+			return allTold, err
 		}
 		t.offset = next
 	}
+	return moreLeft, nil
+}
+
+// excess reports whether there is more output than a job may have.
+func (t *tail) excess() (bool, error) {
+	info, err := t.file.Stat()
+	if err != nil {
+		return false, fmt.Errorf("measure output: %w", err)
+	}
+	return info.Size() > t.a.r.cfg.MaxOutput, nil
 }
 
 // cut says how much of data is told now: whole lines. A line without an end

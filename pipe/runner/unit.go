@@ -54,6 +54,7 @@ type Spec struct {
 	Result  string        // where the stop hook leaves the result
 	Timeout time.Duration // 0 is none; when it is over the unit is ended as by Stop
 	Grace   time.Duration // between SIGTERM and SIGKILL
+	Memory  int64         // what its processes may hold in all, in bytes
 	Env     []string      // NAME=value
 }
 
@@ -110,7 +111,7 @@ func (r Result) finished(ran marker, timeout time.Duration) pipe.Finished {
 	case r.Stopping && !succeeded:
 		f.Status, f.Reason = pipe.StatusInterrupted, "the VM was shut down while it ran"
 	case r.ServiceResult == "oom-kill":
-		f.Reason = "out of memory: the kernel killed the job because the VM, or the job's limit, had no memory left; give the VM more RAM_SIZE or the job less to do at once"
+		f.Reason = outOfMemory(r.MemoryPeak, ran.Memory)
 	case r.ServiceResult == "timeout" && timeout > 0 && r.Uptime-ran.Uptime >= int64(timeout):
 		// The same word stands for leftovers that had to be killed after the
 		// script was through, so the time decides.
@@ -127,6 +128,23 @@ func (r Result) finished(ran marker, timeout time.Duration) pipe.Finished {
 		f.Reason = fmt.Sprintf("it ended with %s (%s %s)", r.ServiceResult, r.ExitCode, r.ExitStatus)
 	}
 	return f
+}
+
+// outOfMemory says what was short, how much of it, and what to do.
+func outOfMemory(peak, limit int64) string {
+	const mib = 1 << 20
+	// The kernel reclaims what it can before it kills, so the peak is the
+	// limit, or close to it.
+	if limit > 0 && peak >= limit-limit/16 {
+		return fmt.Sprintf("out of memory: it was killed at its limit of %d MiB; give the VM more RAM_SIZE, of which each job gets a part, "+
+			"or the job less to do at once", limit/mib)
+	}
+	held := ""
+	if peak > 0 {
+		held = fmt.Sprintf(" when it held %d MiB", peak/mib)
+	}
+	return "out of memory: it was killed" + held + ", because the VM had no more; give the VM more RAM_SIZE, " +
+		"let fewer jobs run at once (SLOTS), or give the job less to do at once"
 }
 
 // WriteResult is the stop hook: it records at path what systemd says in the

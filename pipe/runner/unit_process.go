@@ -121,22 +121,15 @@ func (u ProcessUnits) Stop(ctx context.Context, spec Spec) error {
 	return nil
 }
 
-// Kill implements [Units].
+// Kill implements [Units]. The supervisor, like systemd, is none of them.
 func (ProcessUnits) Kill(ctx context.Context, spec Spec) error {
-	supervisor, script, err := processNumbers(spec)
-	if err != nil {
-		return err
-	}
 	// One that is forked meanwhile is found the next time.
-	for round := range 100 {
+	for range 100 {
 		pids, err := members(spec)
-		if err != nil {
+		if err != nil || len(pids) == 0 {
 			return err
 		}
-		if len(pids) == 0 && round > 0 {
-			return nil
-		}
-		for _, pid := range append(pids, -supervisor, -script) {
+		for _, pid := range pids {
 			effect.Before("kill", strconv.Itoa(pid))
 			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 				return fmt.Errorf("kill %s: %w", spec.Unit, err)
@@ -162,6 +155,19 @@ func processNumbers(spec Spec) (supervisor, script int, err error) {
 	return supervisor, script, nil
 }
 
+// destroy kills the job and its supervisor, which then leaves no result.
+func (u ProcessUnits) destroy(ctx context.Context, spec Spec) error {
+	supervisor, _, err := processNumbers(spec)
+	if err != nil {
+		return err
+	}
+	effect.Before("kill", strconv.Itoa(supervisor))
+	if err := unix.Kill(-supervisor, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("kill %s: %w", spec.Unit, err)
+	}
+	return u.Kill(ctx, spec)
+}
+
 // KillAll ends every job below a Config's Data and returns when it is gone,
 // or ctx is done. It is for the end of a test, after the runner: a job would
 // go on writing to a folder that is being removed.
@@ -181,7 +187,7 @@ func (u ProcessUnits) KillAll(ctx context.Context, data string) error {
 			if !alive {
 				break
 			}
-			if err := u.Kill(ctx, spec); err != nil {
+			if err := u.destroy(ctx, spec); err != nil {
 				return err
 			}
 			if !pause(ctx, 10*time.Millisecond) {

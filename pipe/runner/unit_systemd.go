@@ -84,6 +84,10 @@ func (u SystemdUnits) arguments(spec Spec) []string {
 	if spec.User != "" {
 		properties = append(properties, "User="+spec.User)
 	}
+	if spec.Memory > 0 {
+		// No swap beside it: a job that pages is slower than one that is told.
+		properties = append(properties, fmt.Sprintf("MemoryMax=%d", spec.Memory), "MemorySwapMax=0")
+	}
 	if spec.Timeout > 0 {
 		properties = append(properties, fmt.Sprintf("RuntimeMaxSec=%dms", spec.Timeout.Milliseconds()))
 	}

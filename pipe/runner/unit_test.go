@@ -37,9 +37,15 @@ func TestFinishedOfResult(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", name, d)
 		}
 	}
-	oom := Result{"oom-kill", "killed", "KILL", 1 << 30, 0, false}.finished(ran, 0)
-	if oom.Status != pipe.StatusFailed || !strings.HasPrefix(oom.Reason, "out of memory") {
-		t.Errorf("oom: %+v", oom)
+	for limit, want := range map[int64]string{
+		1 << 30: "at its limit of 1024 MiB; give the VM more RAM_SIZE",
+		2 << 30: "when it held 1000 MiB, because the VM had no more; give the VM more RAM_SIZE",
+		0:       "when it held 1000 MiB, because the VM had no more",
+	} {
+		oom := Result{"oom-kill", "killed", "KILL", 1000 << 20, 0, false}.finished(marker{Memory: limit}, 0)
+		if oom.Status != pipe.StatusFailed || !strings.HasPrefix(oom.Reason, "out of memory: it was killed") || !strings.Contains(oom.Reason, want) {
+			t.Errorf("oom: %+v", oom)
+		}
 	}
 }
 
@@ -185,7 +191,7 @@ func TestSystemdArguments(t *testing.T) {
 	args := SystemdUnits{Hook: "/usr/lib/osbuilder/pipe-runner"}.arguments(Spec{
 		Unit: "job-x-1", User: "job-1", Script: "/data/jobs/x-1/script", Dir: "/data/jobs/x-1", Work: "/data/jobs/x-1/work",
 		Temp: "/data/jobs/x-1/tmp", Hidden: []string{"/nexus_bootstrap"}, Log: "/data/spool/jobs/x-1/log",
-		Result: "/data/spool/jobs/x-1/result", Timeout: 90 * time.Second, Grace: DefaultGrace, Env: []string{"A=b c"},
+		Result: "/data/spool/jobs/x-1/result", Timeout: 90 * time.Second, Grace: DefaultGrace, Memory: 1 << 30, Env: []string{"A=b c"},
 	})
 	all := strings.Join(args, "\n") + "\n"
 	for _, want := range []string{
@@ -193,7 +199,8 @@ func TestSystemdArguments(t *testing.T) {
 		"--property=StandardOutput=append:/data/spool/jobs/x-1/log", "--property=CapabilityBoundingSet=",
 		"--property=ExecStopPost=+/usr/lib/osbuilder/pipe-runner result --file /data/spool/jobs/x-1/result",
 		"--property=InaccessiblePaths=-/sys/firmware -/run/osbuilder/ssh_host_ed25519_key -/run/osbuilder/authorized_keys -/nexus_bootstrap",
-		"--setenv=A=b c", "--property=OOMPolicy=kill",
+		"--setenv=A=b c", "--property=OOMPolicy=kill", "--property=TimeoutStopSec=10000ms",
+		"--property=MemoryMax=1073741824", "--property=MemorySwapMax=0",
 	} {
 		if !strings.Contains(all, want+"\n") {
 			t.Errorf("%q is missing in:\n%s", want, all)

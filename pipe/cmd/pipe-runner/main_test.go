@@ -23,6 +23,8 @@ func TestCommandLine(t *testing.T) {
 		"no image":      {[]string{"run", "--image-file", "/nonexistent"}, false, "read the image's name"},
 		"relative path": {[]string{"run", "--image", "x", "--data", "data"}, false, "absolute"},
 		"slots":         {[]string{"run", "--image", "x", "--slots", "-1"}, false, "-1 slots"},
+		"memory":        {[]string{"run", "--image", "x", "--job-memory", "-1"}, false, "of memory"},
+		"output":        {[]string{"run", "--image", "x", "--job-output", "2000000000000"}, true, "of output"},
 		"no such user":  {[]string{"run", "--image", "x", "--data", filepath.Join(t.TempDir(), "d"), "--sftp-user", "nobody-here"}, false, "nobody-here"},
 	} {
 		t.Run(name, func(t *testing.T) {
