@@ -54,6 +54,8 @@ const (
 	// leaveWithin is how long a unit may take to be gone after its result,
 	// beyond the grace, after which what is left is killed.
 	leaveWithin = 10 * time.Second
+	// enforceEvery is how often a unit that should be gone is looked at.
+	enforceEvery = 2 * time.Second
 	// killWithin is how long processes that were killed may take.
 	killWithin = 10 * time.Second
 )
@@ -353,6 +355,10 @@ func (a *attendant) follow(ctx context.Context) (Result, bool, error) {
 	}
 	defer t.close()
 	looked, stopped, killed := time.Time{}, false, false
+	due, err := a.due()
+	if err != nil {
+		return Result{}, false, err
+	}
 	for {
 		if result, ok, err := a.result(); ok || err != nil {
 			return result, ok, err
@@ -363,6 +369,15 @@ func (a *attendant) follow(ctx context.Context) (Result, bool, error) {
 				return Result{}, false, err
 			}
 			stopped = true
+			if end := time.Now().Add(a.r.cfg.Grace); due.IsZero() || end.Before(due) {
+				due = end
+			}
+		}
+		if !due.IsZero() && time.Now().After(due) {
+			if err := a.r.cfg.Units.Enforce(ctx, a.spec()); err != nil {
+				return Result{}, false, err
+			}
+			due = time.Now().Add(enforceEvery)
 		}
 		if over, err := t.excess(); err != nil {
 			return Result{}, false, err
@@ -397,6 +412,9 @@ func (a *attendant) follow(ctx context.Context) (Result, bool, error) {
 		if state == lineHeld {
 			wait = partialAfter
 		}
+		if !due.IsZero() {
+			wait = min(wait, max(time.Until(due), batch))
+		}
 		notices, err := w.read(wait)
 		if err != nil {
 			if ctx.Err() != nil {
@@ -409,6 +427,19 @@ func (a *attendant) follow(ctx context.Context) (Result, bool, error) {
 			return Result{}, false, context.Cause(ctx)
 		}
 	}
+}
+
+// due is when a job that has a time limit is gone at the latest, or is made
+// to be; zero for others.
+func (a *attendant) due() (time.Time, error) {
+	if a.timeout() == 0 {
+		return time.Time{}, nil
+	}
+	now, err := uptime()
+	if err != nil {
+		return time.Time{}, err
+	}
+	return time.Now().Add(time.Duration(a.ran.Uptime-now) + a.timeout() + a.r.cfg.Grace), nil
 }
 
 // urgent reports whether the stop hook's file, or the wish that the job end,
@@ -457,7 +488,7 @@ func (a *attendant) empty(ctx context.Context) error {
 	if a.ran.Boot != a.r.cfg.Boot {
 		return nil
 	}
-	within := a.r.cfg.Grace + leaveWithin
+	within := max(a.r.cfg.Grace, hookWithin) + leaveWithin
 	gone, err := a.gone(ctx, within)
 	if gone || err != nil {
 		return err

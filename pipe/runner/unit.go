@@ -30,6 +30,9 @@ type Units interface {
 	// it is sent SIGTERM, and SIGKILL when [Spec.Grace] is over. That goes on
 	// when the runner dies, and asking again does no harm.
 	Stop(ctx context.Context, spec Spec) error
+	// Enforce kills what is left of a unit that is being ended if the grace is
+	// over. One that runs on, and a stop hook, it leaves alone.
+	Enforce(ctx context.Context, spec Spec) error
 	// Kill sends SIGKILL to every process of the unit.
 	Kill(ctx context.Context, spec Spec) error
 	// Remembered is how a unit ended that left no result: its disk was full,

@@ -121,6 +121,9 @@ func (u ProcessUnits) Stop(ctx context.Context, spec Spec) error {
 	return nil
 }
 
+// Enforce implements [Units]: the supervisor sees to it.
+func (ProcessUnits) Enforce(context.Context, Spec) error { return nil }
+
 // Kill implements [Units]. The supervisor, like systemd, is none of them.
 func (ProcessUnits) Kill(ctx context.Context, spec Spec) error {
 	// One that is forked meanwhile is found the next time.

@@ -27,6 +27,12 @@ type SystemdUnits struct {
 // slice holds the jobs' units.
 const slice = "jobs.slice"
 
+// hookWithin is what the stop hook may take, on a machine that does much else
+// under emulation. systemd has one figure for that and for the grace, which
+// the runner, therefore, sees to itself; without a runner it is this long. At
+// power-off both pass, and have to before the VM is cut off, after 100 s.
+const hookWithin = 40 * time.Second
+
 // commandTimeout bounds one call of systemd's tools: minutes on a machine
 // that swaps under emulation, never for ever.
 const commandTimeout = 2 * time.Minute
@@ -51,7 +57,7 @@ func (u SystemdUnits) arguments(spec Spec) []string {
 		// the spool in its place.
 		fmt.Sprintf("ExecStopPost=+%s result --file %s", u.Hook, spec.Result),
 		"KillMode=control-group",
-		fmt.Sprintf("TimeoutStopSec=%dms", spec.Grace.Milliseconds()),
+		fmt.Sprintf("TimeoutStopSec=%dms", max(spec.Grace, hookWithin).Milliseconds()),
 		"MemoryAccounting=yes",
 		"TasksAccounting=yes",
 		"OOMPolicy=kill",
@@ -154,8 +160,8 @@ func (u SystemdUnits) Alive(ctx context.Context, spec Spec) (bool, error) {
 	}
 }
 
-// Stop implements [Units]. All that follows is systemd's: the grace, SIGKILL
-// and the stop hook.
+// Stop implements [Units]. All that follows is systemd's: SIGKILL, too, if no
+// runner comes before it, and the stop hook.
 func (u SystemdUnits) Stop(ctx context.Context, spec Spec) error {
 	_, err := systemd(ctx, "systemctl", "stop", "--no-block", service(spec))
 	if err == nil {
@@ -167,6 +173,35 @@ func (u SystemdUnits) Stop(ctx context.Context, spec Spec) error {
 		return nil
 	}
 	return errors.Join(err, aliveErr)
+}
+
+// Enforce implements [Units].
+func (u SystemdUnits) Enforce(ctx context.Context, spec Spec) error {
+	out, err := systemd(ctx, "systemctl", "show", "--property=SubState,StateChangeTimestampMonotonic", service(spec))
+	if err != nil {
+		return err
+	}
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return fmt.Errorf("read the time: %w", err)
+	}
+	if !overdue(out, time.Duration(now.Nano()), spec.Grace) {
+		return nil
+	}
+	return u.Kill(ctx, spec)
+}
+
+// overdue reads the properties of a unit: whether it was sent SIGTERM so long
+// ago that what is left is to be killed. What is left of one whose stop hook
+// runs, or that was sent SIGKILL, is not.
+func overdue(shown string, now, grace time.Duration) bool {
+	values := make(map[string]string)
+	for line := range strings.Lines(shown) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		values[name] = value
+	}
+	since, err := strconv.ParseInt(values["StateChangeTimestampMonotonic"], 10, 64)
+	return err == nil && values["SubState"] == "stop-sigterm" && now-time.Duration(since)*time.Microsecond >= grace
 }
 
 // Kill implements [Units].

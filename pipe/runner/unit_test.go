@@ -199,7 +199,7 @@ func TestSystemdArguments(t *testing.T) {
 		"--property=StandardOutput=append:/data/spool/jobs/x-1/log", "--property=CapabilityBoundingSet=",
 		"--property=ExecStopPost=+/usr/lib/osbuilder/pipe-runner result --file /data/spool/jobs/x-1/result",
 		"--property=InaccessiblePaths=-/sys/firmware -/run/osbuilder/ssh_host_ed25519_key -/run/osbuilder/authorized_keys -/nexus_bootstrap",
-		"--setenv=A=b c", "--property=OOMPolicy=kill", "--property=TimeoutStopSec=10000ms",
+		"--setenv=A=b c", "--property=OOMPolicy=kill", "--property=TimeoutStopSec=40000ms",
 		"--property=MemoryMax=1073741824", "--property=MemorySwapMax=0",
 	} {
 		if !strings.Contains(all, want+"\n") {
@@ -281,6 +281,24 @@ func (u forgetful) Start(ctx context.Context, spec Spec) error {
 
 func (forgetful) Remembered(context.Context, Spec) (Result, bool, error) {
 	return Result{ServiceResult: "exit-code", ExitCode: "exited", ExitStatus: "0", Uptime: 1}, true, nil
+}
+
+func TestOverdue(t *testing.T) {
+	for shown, want := range map[string]bool{
+		"SubState=stop-sigterm\nStateChangeTimestampMonotonic=50000000\n": true,
+		"StateChangeTimestampMonotonic=50000000\nSubState=stop-sigterm\n": true,
+		"SubState=stop-sigterm\nStateChangeTimestampMonotonic=50000001\n": false, // the grace is not over
+		"SubState=running\nStateChangeTimestampMonotonic=1\n":             false,
+		"SubState=stop-post\nStateChangeTimestampMonotonic=1\n":           false, // its hook
+		"SubState=stop-sigkill\nStateChangeTimestampMonotonic=1\n":        false,
+		"SubState=dead\nStateChangeTimestampMonotonic=0\n":                false,
+		"SubState=stop-sigterm\nStateChangeTimestampMonotonic=\n":         false,
+		"": false,
+	} {
+		if got := overdue(shown, 60*time.Second, 10*time.Second); got != want {
+			t.Errorf("%q: %v", shown, got)
+		}
+	}
 }
 
 func FuzzParseResult(f *testing.F) {
