@@ -5,15 +5,21 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"osbuilder/daemon/internal/hint"
 	"osbuilder/pipe/effect"
 )
 
-// folders gives the folders their owner: the folders alone, for what lies in
-// them can be the user's and much.
+// folders gives the folders their owner. Of what lies in them it gives away
+// what an earlier owner made as the daemon: the rest can be the user's.
 func (c Config) folders() error {
+	if users, err := os.ReadFile("/proc/self/uid_map"); err == nil && remapped(string(users)) && c.UID != 0 {
+		fmt.Fprintln(c.Out, "note: Docker is rootless here, or gives users other numbers. The user who runs it is 0 in there: "+
+			"for folders of yours set PUID=0 and PGID=0 in .env, then: docker compose up -d")
+	}
 	// Private, since what lies in it is.
 	if err := c.give(c.ClientKeys, 0o700, ""); err != nil {
 		return err
@@ -27,21 +33,114 @@ func (c Config) folders() error {
 			return fmt.Errorf("look into %s: %w", dir, err)
 		}
 	}
-	for _, f := range []struct{ path, setting string }{{c.State, ""}, {c.Jobs, "JOBS_DIR"}, {c.Output, "OUTPUT_DIR"}} {
-		if err := c.give(f.path, 0, f.setting); err != nil {
-			return err
-		}
+	if err := c.giveState(); err != nil {
+		return err
+	}
+	if err := c.give(c.Jobs, 0, "JOBS_DIR"); err != nil {
+		return err
+	}
+	if err := c.giveAll(c.Output, "OUTPUT_DIR"); err != nil {
+		return err
 	}
 	for _, name := range []string{"rejected", ".taken"} {
 		path := filepath.Join(c.Jobs, name)
 		if err := effect.Mkdir(path, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 			return c.refused(err, path, "JOBS_DIR")
 		}
-		if err := c.give(path, 0, "JOBS_DIR"); err != nil {
+		if err := c.giveAll(path, "JOBS_DIR"); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// giveState gives away the state folder and all in it, which is the daemon's
+// alone. It goes from the inside to the outside, so that one that was killed is
+// begun again.
+func (c Config) giveState() error {
+	// The jobs' folders count, too: a daemon that still ran may have made some
+	// while an earlier init was at it. The sources in them it only reads.
+	info, err := os.Stat(c.State)
+	if err == nil && info.IsDir() && c.foreign(c.State, 3) {
+		if err := c.giveBelow(c.State, func(os.FileInfo) bool { return true }); err != nil && !open(info, false) {
+			return c.refused(err, c.State, "")
+		}
+	}
+	return c.give(c.State, 0, "")
+}
+
+// foreign reports whether a folder, or anything in it down to a depth, belongs
+// to others.
+func (c Config) foreign(path string, depth int) bool {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return false
+	}
+	if uid, gid := ownerOf(info); uid != c.UID || gid != c.GID {
+		return true
+	}
+	if depth == 0 || !info.IsDir() {
+		return false
+	}
+	entries, err := os.ReadDir(path)
+	return err == nil && slices.ContainsFunc(entries, func(e os.DirEntry) bool {
+		return c.foreign(filepath.Join(path, e.Name()), depth-1)
+	})
+}
+
+// giveAll gives away a folder, and what is in the folders in it that was its
+// earlier owner's: of the user that the daemon ran as before PUID changed.
+func (c Config) giveAll(path, setting string) error {
+	info, err := os.Stat(path)
+	if err != nil || !info.IsDir() {
+		return c.give(path, 0, setting) // which says it
+	}
+	was, _ := ownerOf(info)
+	if was == c.UID || was == 0 {
+		return c.give(path, 0, setting)
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return c.refused(err, path, setting)
+	}
+	for _, e := range entries {
+		if !e.IsDir() {
+			continue
+		}
+		if err := c.giveBelow(filepath.Join(path, e.Name()), func(info os.FileInfo) bool {
+			uid, _ := ownerOf(info)
+			return uid == was
+		}); err != nil {
+			return c.refused(err, path, setting)
+		}
+	}
+	return c.give(path, 0, setting)
+}
+
+// giveBelow gives away what is in a folder, and at last the folder, where
+// wanted says so. Links are given away, not followed.
+func (c Config) giveBelow(dir string, wanted func(os.FileInfo) bool) error {
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return err
+	}
+	if info.IsDir() {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			if err := c.giveBelow(filepath.Join(dir, e.Name()), wanted); err != nil {
+				return err
+			}
+		}
+	}
+	uid, gid := ownerOf(info)
+	if uid == c.UID && gid == c.GID || !wanted(info) {
+		return nil
+	}
+	effect.Before("chown", dir)
+	return os.Lchown(dir, c.UID, c.GID)
 }
 
 // give makes the folder its owner's, who must be able to write there. With
@@ -67,8 +166,8 @@ func (c Config) give(path string, mode os.FileMode, setting string) error {
 			return c.refused(fmt.Errorf("give %s (of %d:%d) to %d:%d: %w", path, uid, gid, c.UID, c.GID, err), path, setting)
 		}
 		fmt.Fprintf(c.Out, "gave %s to %d:%d\n", path, c.UID, c.GID)
-		if uid != c.UID && uid != 0 {
-			fmt.Fprintf(c.Out, "note: %s was of user %d; what lies in it still is (docs/configuration.md, PUID and PGID)\n", path, uid)
+		if uid != c.UID && uid != 0 && setting != "" && filepath.Dir(path) != c.Jobs {
+			fmt.Fprintf(c.Out, "note: %s was of user %d. If that is you, set PUID=%d and PGID=%d in .env, then: docker compose up -d\n", path, uid, uid, gid)
 		}
 	}
 	if info.Mode().Perm() != mode {
@@ -77,6 +176,13 @@ func (c Config) give(path string, mode os.FileMode, setting string) error {
 		}
 	}
 	return nil
+}
+
+// remapped reports whether root here is another user outside, by the text of
+// uid_map, see user_namespaces(7).
+func remapped(text string) bool {
+	f := strings.Fields(text)
+	return len(f) >= 3 && f[0] == "0" && f[1] != "0"
 }
 
 // open reports that the daemon may write there without owning it.

@@ -1,0 +1,210 @@
+package setup
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"osbuilder/daemon/internal/hint"
+)
+
+// Owners that a clone's folders and the volumes can have, with the real
+// chown, which only root may.
+
+func rootOnly(t *testing.T) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("only root can give files away")
+	}
+}
+
+// put makes a file, or with a name that ends in / a folder, of a user.
+func put(t *testing.T, path string, uid int) {
+	t.Helper()
+	var err error
+	if strings.HasSuffix(path, "/") {
+		err = os.MkdirAll(path, 0o755)
+	} else {
+		err = os.WriteFile(path, []byte("x"), 0o600)
+	}
+	if err := errors.Join(err, os.Lchown(path, uid, uid)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// owners returns whose everything in a folder is.
+func owners(t *testing.T, dir string) map[string]int {
+	t.Helper()
+	all := map[string]int{}
+	if err := filepath.Walk(dir, func(path string, info fs.FileInfo, err error) error {
+		if err == nil {
+			name, _ := filepath.Rel(dir, path)
+			all[name], _ = ownerOf(info)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// can reports whether a user may make and remove a file in a folder.
+func can(t *testing.T, uid int, dir string) error {
+	t.Helper()
+	done := make(chan error)
+	go func() {
+		// The thread ends with this goroutine, which keeps it.
+		runtime.LockOSThread()
+		if _, err := unix.SetfsuidRetUid(uid); err != nil {
+			done <- err
+			return
+		}
+		path := filepath.Join(dir, "probe")
+		done <- errors.Join(os.WriteFile(path, nil, 0o600), os.Remove(path))
+	}()
+	return <-done
+}
+
+func TestOwnersOfAClone(t *testing.T) {
+	rootOnly(t)
+	for _, owner := range []int{0, 1000, 1001} {
+		for _, puid := range []int{0, 1000, 1001} {
+			t.Run(fmt.Sprintf("of %d for %d", owner, puid), func(t *testing.T) {
+				c, out := world(t)
+				c.UID, c.GID = puid, puid
+				base := filepath.Dir(c.Jobs) // of the test: all users shall pass
+				if err := errors.Join(os.Chmod(base, 0o755), os.Chmod(filepath.Dir(base), 0o755)); err != nil {
+					t.Fatal(err)
+				}
+				for _, dir := range []string{c.Jobs, c.Output} {
+					put(t, dir+"/", owner)
+					put(t, filepath.Join(dir, ".gitkeep"), owner)
+				}
+				put(t, c.State+"/", 0) // a fresh volume
+				put(t, filepath.Join(c.Jobs, "mine/"), owner)
+				mustRun(t, c)
+				for _, dir := range []string{c.Jobs, c.Output, c.State, filepath.Join(c.Jobs, ".taken"), filepath.Join(c.Jobs, "rejected")} {
+					if err := can(t, puid, dir); err != nil {
+						t.Errorf("the daemon can't write: %v", err)
+					}
+				}
+				for _, kept := range []string{filepath.Join(c.Jobs, "mine"), filepath.Join(c.Jobs, ".gitkeep"), filepath.Join(c.Output, ".gitkeep")} {
+					if got := owners(t, kept)["."]; got != owner {
+						t.Errorf("%s is of %d now", kept, got)
+					}
+				}
+				told := strings.Count(out.String(), fmt.Sprintf("If that is you, set PUID=%d and PGID=%d in .env, then: docker compose up -d", owner, owner))
+				if want := map[bool]int{true: 2}[owner != 0 && owner != puid]; told != want {
+					t.Errorf("told %d times, want %d: %s", told, want, out)
+				}
+			})
+		}
+	}
+}
+
+// PUID was changed: what the daemon made as another user is still its own.
+func TestOwnersAfterPUIDChanged(t *testing.T) {
+	rootOnly(t)
+	const was, now = 1000, 1001
+	c, _ := world(t)
+	c.UID, c.GID = was, was
+	mustRun(t, c)
+	for _, path := range []string{
+		c.State + "/osbuilder.db", c.State + "/jobs/", c.State + "/jobs/ID/", c.State + "/jobs/ID/source/", c.State + "/jobs/ID/source/a.sh",
+		c.Output + "/image/", c.Output + "/image/ID/", c.Output + "/image/ID/x.iso", c.Output + "/.partial/",
+		c.Jobs + "/.taken/ID/", c.Jobs + "/.taken/ID/a.sh", c.Jobs + "/rejected/x.yml.txt", c.Jobs + "/next.sh",
+	} {
+		put(t, path, was)
+	}
+	victim := filepath.Join(t.TempDir(), "victim")
+	put(t, victim, was)
+	if err := errors.Join(os.Symlink(victim, c.Output+"/image/latest"), os.Lchown(c.Output+"/image/latest", was, was)); err != nil {
+		t.Fatal(err)
+	}
+	put(t, c.Jobs+"/.taken/ID/of-a-third", 77)
+	c.UID, c.GID = now, now
+	mustRun(t, c)
+	for dir, want := range map[string]map[string]int{
+		c.State: {".": now, "osbuilder.db": now, "jobs": now, "jobs/ID": now, "jobs/ID/source": now, "jobs/ID/source/a.sh": now},
+		c.Output: {
+			".": now, ".partial": now, "image": now, "image/ID": now, "image/ID/x.iso": now, "image/latest": now,
+		},
+		c.Jobs: {
+			".": now, ".taken": now, ".taken/ID": now, ".taken/ID/a.sh": now, ".taken/ID/of-a-third": 77,
+			"rejected": now, "rejected/x.yml.txt": was, "next.sh": was, // the user's, or harmless
+		},
+	} {
+		if diff := cmp.Diff(want, owners(t, dir)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", dir, diff)
+		}
+	}
+	if got := owners(t, victim)["."]; got != was {
+		t.Errorf("what a link leads to is of %d now", got)
+	}
+	// One that a daemon made which still ran meanwhile.
+	put(t, c.State+"/jobs/ID/build.log", was)
+	mustRun(t, c)
+	if got := owners(t, c.State)["jobs/ID/build.log"]; got != now {
+		t.Errorf("it is of %d", got)
+	}
+}
+
+// A volume, or a folder of the host, whose owners can't be changed.
+func TestOwnersThatStay(t *testing.T) {
+	rootOnly(t)
+	for name, tc := range map[string]struct {
+		path func(Config) string
+		want string
+	}{
+		"state":  {func(c Config) string { return c.State }, "Use a local volume, or set PUID and PGID in .env to the owner of"},
+		"jobs":   {func(c Config) string { return c.Jobs }, "sudo chown 1234:2345 FOLDER, where FOLDER is what JOBS_DIR names"},
+		"output": {func(c Config) string { return c.Output }, "sudo chown 1234:2345 FOLDER, where FOLDER is what OUTPUT_DIR names"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, _ := world(t)
+			dir := tc.path(c)
+			put(t, dir+"/", 1000)
+			put(t, filepath.Join(dir, ".taken/"), 1000)
+			put(t, filepath.Join(dir, "rejected/"), 1000)
+			if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+				t.Skipf("nothing can be mounted here: %v", err)
+			}
+			defer func() {
+				if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+					t.Error(err)
+				}
+			}()
+			if err := unix.Mount("", dir, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+				t.Fatal(err)
+			}
+			err := Run(t.Context(), c)
+			if err == nil || !errors.Is(err, syscall.EROFS) {
+				t.Fatal(err)
+			}
+			if hints := strings.Join(hint.Of(err), " "); !strings.Contains(hints, tc.want) {
+				t.Errorf("hints %q", hints)
+			}
+		})
+	}
+}
+
+func TestRemapped(t *testing.T) {
+	for text, want := range map[string]bool{
+		"         0          0 4294967295\n": false, "": false, "nonsense": false,
+		"         0       1000          1\n         1     100000      65536\n": true,
+		"0 100000 65536\n": true,
+	} {
+		if got := remapped(text); got != want {
+			t.Errorf("%q: %v", text, got)
+		}
+	}
+}
