@@ -91,7 +91,7 @@ type machine struct {
 // newMachine makes an installation whose VM has the agent, on an output disk
 // of its own.
 func newMachine(ctx context.Context, size int64) (*machine, error) {
-	p, err := harness.New(ctx, "KVM=N", "SLOTS=4", "LOG_LEVEL=info", fmt.Sprintf("JOB_TIMEOUT=%s", jobTimeout()))
+	p, err := harness.New(ctx, "KVM=N", "SLOTS=4", "LOG_LEVEL=info", "MIN_FREE=1M", fmt.Sprintf("JOB_TIMEOUT=%s", jobTimeout()))
 	if err != nil {
 		return nil, err
 	}
