@@ -453,7 +453,7 @@ func TestText(t *testing.T) {
 		"ID                      NAME         STATE    PRIORITY  ATTEMPT  AGE    \n" +
 		"20260102-030405-000000  hello        running  0         2        1d02h  on vm\n" +
 		"20260102-030406-000000  a-long-name  queued   -7        -        1s     waits for a free slot on vm\n" +
-		"20260102-030407-000000  x            failed   0         1        1h30m  line line [31mred\n" +
+		"20260102-030407-000000  x            failed   0         1        1h30m  line line red\\x00\n" +
 		"20260102-030408-000000  y            running  0         1        1h00m  is being cancelled\n"
 	if diff := cmp.Diff(want, b.String()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -6,10 +6,10 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode"
 
 	"osbuilder/daemon/internal/disk"
 	"osbuilder/daemon/internal/job"
+	"osbuilder/daemon/internal/logging"
 )
 
 // WriteJobs writes jobs for people: one a line, aligned.
@@ -141,16 +141,5 @@ func age(from, now time.Time) string {
 }
 
 // plain makes one line of what a VM or a job may have written, that a terminal
-// can show.
-func plain(s string) string {
-	s = strings.Map(func(r rune) rune {
-		switch {
-		case unicode.IsSpace(r):
-			return ' '
-		case !unicode.IsPrint(r):
-			return -1
-		}
-		return r
-	}, strings.ToValidUTF8(s, "�"))
-	return strings.Join(strings.Fields(s), " ")
-}
+// can show and that stays in its column.
+func plain(s string) string { return logging.Clean(strings.Join(strings.Fields(s), " ")) }

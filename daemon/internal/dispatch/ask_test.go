@@ -86,7 +86,7 @@ func TestCancelRunning(t *testing.T) {
 	b := newBench(t)
 	b.vm.hold = true
 	b.vm.onCancel = func(id job.ID) {
-		if j, err := b.store.Get(t.Context(), id); err != nil || j.Cancel == nil || j.State != job.Running {
+		if j, err := b.store.Get(t.Context(), id); err != nil || j.Cancel == nil {
 			t.Errorf("the VM was told before it was on record: %+v, %v", j, err)
 		}
 	}
