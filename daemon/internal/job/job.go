@@ -89,6 +89,10 @@ type Job struct {
 	Cancel  *CancelWish `json:"cancel,omitempty"`
 	RetryOf ID          `json:"retry_of,omitempty"` // the ended job that this one does again
 
+	// Restored: the record comes from a copy, so what a VM has of the job has to
+	// be found out before it is given to one.
+	Restored bool `json:"restored,omitempty"`
+
 	Inputs *Inputs `json:"inputs,omitempty"`
 	NixOS  *NixOS  `json:"nixos,omitempty"`
 
@@ -188,7 +192,7 @@ func (j Job) Apply(event Event, now time.Time, reason string) (Job, error) {
 	if err != nil {
 		return j, fmt.Errorf("job %s: %w", j.ID, err)
 	}
-	if j.State.Terminal() || next == j.State && !event.Note() {
+	if j.State.Terminal() || next == j.State && !event.Note() && event != Restored {
 		return j, nil
 	}
 	j.State = next

@@ -12,6 +12,8 @@ import (
 //	   ├────deferred─────┘                     │                      └───────────────────▶ cancelled
 //	   └────────────────interrupted────────────┘
 //
+// One whose record comes from a copy is queued again, until it is known what a
+// VM has of it.
 // Losing the link to a VM is no transition: the job goes on there. Nor are
 // notes, which change nothing but what is on record: a wish to cancel, another
 // priority, a try to publish that failed.
@@ -49,6 +51,9 @@ const (
 	PublishedFailed    Event = "published-failed"    // output/ has its log, it failed
 	PublishedCancelled Event = "published-cancelled" // output/ has its log, it was cancelled
 
+	Restored Event = "restored" // the record comes from a copy: what happened since is unknown
+	Found    Event = "found"    // a restored one: a VM said which attempt it has
+
 	// Notes: the state stays, the story tells of them.
 	CancelAsked     Event = "cancel-asked"     // a VM may have it, and is told
 	PriorityChanged Event = "priority-changed" // it goes before others, or behind
@@ -60,6 +65,7 @@ const (
 var Events = []Event{
 	Created, Claimed, Accepted, Deferred, Finished, Interrupted,
 	PublishedDone, PublishedFailed, PublishedCancelled,
+	Restored, Found,
 	CancelAsked, PriorityChanged, RetryAsked, PublishFailed,
 }
 
@@ -82,9 +88,10 @@ var ErrTransition = errors.New("impossible transition")
 var transitions = map[State]map[Event]State{
 	Queued: {
 		Created: Queued, Deferred: Queued, Interrupted: Queued,
-		Claimed:     Sending,
-		Accepted:    Running,    // after a refusal: the answer to the same request, written twice
-		Finished:    Collecting, // cancelled, or nothing can run it
+		Claimed:  Sending,
+		Accepted: Running,    // after a refusal: the answer to the same request, written twice
+		Finished: Collecting, // cancelled, or nothing can run it
+		Restored: Queued, Found: Running,
 		CancelAsked: Queued, PriorityChanged: Queued, RetryAsked: Queued,
 	},
 	Sending: {
@@ -92,17 +99,19 @@ var transitions = map[State]map[Event]State{
 		Accepted: Running,
 		Deferred: Queued, Interrupted: Queued,
 		Finished:    Collecting, // refused for good
+		Restored:    Queued,
 		CancelAsked: Sending, PriorityChanged: Sending, RetryAsked: Sending,
 	},
 	Running: {
 		Accepted:    Running,
 		Interrupted: Queued,
 		Finished:    Collecting,
+		Restored:    Queued,
 		CancelAsked: Running, PriorityChanged: Running,
 	},
 	Collecting: {
 		Accepted: Collecting, Finished: Collecting,
-		RetryAsked: Collecting, PublishFailed: Collecting,
+		RetryAsked: Collecting, PublishFailed: Collecting, Restored: Collecting,
 		PublishedDone: Done, PublishedFailed: Failed, PublishedCancelled: Cancelled,
 	},
 }

@@ -12,20 +12,20 @@ import (
 var expected = map[State]map[Event]State{
 	Queued: {
 		Created: Queued, Deferred: Queued, Interrupted: Queued, Claimed: Sending, Accepted: Running, Finished: Collecting,
-		CancelAsked: Queued, PriorityChanged: Queued, RetryAsked: Queued,
+		CancelAsked: Queued, PriorityChanged: Queued, RetryAsked: Queued, Restored: Queued, Found: Running,
 	},
 	Sending: {
 		Claimed: Sending, Accepted: Running, Deferred: Queued, Interrupted: Queued, Finished: Collecting,
-		CancelAsked: Sending, PriorityChanged: Sending, RetryAsked: Sending,
+		CancelAsked: Sending, PriorityChanged: Sending, RetryAsked: Sending, Restored: Queued,
 	},
 	Running: {
 		Accepted: Running, Interrupted: Queued, Finished: Collecting,
-		CancelAsked: Running, PriorityChanged: Running,
+		CancelAsked: Running, PriorityChanged: Running, Restored: Queued,
 	},
 	Collecting: {
 		Accepted: Collecting, Finished: Collecting,
 		PublishedDone: Done, PublishedFailed: Failed, PublishedCancelled: Cancelled,
-		RetryAsked: Collecting, PublishFailed: Collecting,
+		RetryAsked: Collecting, PublishFailed: Collecting, Restored: Collecting,
 	},
 	Done:      {},
 	Failed:    {},

@@ -5,10 +5,13 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
+	"time"
 
+	"golang.org/x/sys/unix"
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 
@@ -71,17 +74,28 @@ var migrations = []string{
 
 // Open opens the store in the file at path and makes it if it is absent. A
 // file of a newer version is refused; one of an older version is copied to
-// path.vVERSION before it is changed.
+// path.vVERSION before it is changed. A copy that was put into the place of the
+// file is noticed, and its jobs are marked; see [SQLite.Restored].
 func Open(ctx context.Context, path string) (*SQLite, error) {
 	return open(ctx, path, migrations)
 }
 
 func open(ctx context.Context, path string, migrations []string) (*SQLite, error) {
-	abs, err := filepath.Abs(path)
-	if err != nil {
-		return nil, fmt.Errorf("open store: %w", err)
+	s := &SQLite{path: path}
+	if err := s.open(ctx, migrations); err != nil {
+		return nil, fmt.Errorf("open store %s: %w", path, errors.Join(advise(ctx, full(err), path), s.Close()))
 	}
-	query := url.Values{
+	return s, nil
+}
+
+func (s *SQLite) open(ctx context.Context, migrations []string) (err error) {
+	if s.held, err = hold(s.path); err != nil {
+		return err
+	}
+	if err := s.missing(); err != nil {
+		return err
+	}
+	if s.db, err = connect(s.path, url.Values{
 		"_pragma": {
 			// Held from the first access until the file is closed, so that two
 			// sidecars can't both believe that the jobs are theirs.
@@ -90,42 +104,84 @@ func open(ctx context.Context, path string, migrations []string) (*SQLite, error
 			"synchronous(FULL)",
 		},
 		"_txlock": {"immediate"},
+	}); err != nil {
+		return err
+	}
+	if err := s.prepare(ctx, migrations); err != nil {
+		return err
+	}
+	// Made at the first start, so that no copy is without it.
+	if _, err := s.Owner(ctx); err != nil {
+		return err
+	}
+	return s.noticeRestore(ctx)
+}
+
+// missing is an error if there should be records and there are none: an empty
+// store in their place would be all of them lost without a word.
+func (s *SQLite) missing() error {
+	info, err := os.Stat(s.path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if (err != nil || info.Size() == 0) && len(Copies(s.path)) > 0 {
+		return fmt.Errorf("%w: the file is gone or empty, though there are copies of it", ErrDamaged)
+	}
+	return nil
+}
+
+// connect opens a database, with one connection: an exclusive lock shuts out
+// any other of our own, too.
+func connect(path string, query url.Values) (*sql.DB, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
 	}
 	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Path: abs, RawQuery: query.Encode()}).String())
 	if err != nil {
-		return nil, fmt.Errorf("open store %s: %w", path, err)
+		return nil, err
 	}
-	// One connection: an exclusive lock shuts out any other of our own, too.
 	db.SetMaxOpenConns(1)
-	if err := prepare(ctx, db, path, migrations); err != nil {
-		return nil, fmt.Errorf("open store %s: %w", path, errors.Join(advise(full(err), path), db.Close()))
+	return db, nil
+}
+
+// errHeld: another process uses the file.
+var errHeld = errors.New("it is in use")
+
+// hold keeps other processes from the file, by a lock of our own: SQLite's are
+// not there while the file is exchanged.
+func hold(path string) (*effect.File, error) {
+	f, err := effect.OpenFile(path+".lock", os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
 	}
-	return &SQLite{db}, nil
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("%w: %w", errHeld, err), f.Close())
+	}
+	return f, nil
 }
 
 // prepare checks the file and brings it to the version of the last migration.
-func prepare(ctx context.Context, db *sql.DB, path string, migrations []string) error {
+func (s *SQLite) prepare(ctx context.Context, migrations []string) error {
 	var version int
-	if err := db.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
+	if err := s.db.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
 		return err
 	}
 	if version > len(migrations) {
 		return hint.With(fmt.Errorf("it is of version %d, and this program knows versions up to %d", version, len(migrations)),
-			newerHint(path, version))
+			newerHint(s.path, version))
 	}
-	var check string
-	if err := db.QueryRowContext(ctx, `PRAGMA quick_check(1)`).Scan(&check); err != nil {
+	if version == 0 && len(Copies(s.path)) > 0 {
+		return fmt.Errorf("%w: nothing is in it, though there are copies of it", ErrDamaged)
+	}
+	if err := s.check(ctx); err != nil {
 		return err
 	}
-	if check != "ok" {
-		return fmt.Errorf("%w: %s", ErrDamaged, check)
-	}
 	if version > 0 && version < len(migrations) {
-		if err := backUp(ctx, db, backupName(path, version)); err != nil {
+		if err := backUp(ctx, s.db, backupName(s.path, version)); err != nil {
 			return fmt.Errorf("copy it before changing it to version %d: %w", len(migrations), err)
 		}
 	}
-	s := SQLite{db}
 	for ; version < len(migrations); version++ {
 		err := s.write(ctx, func(tx *sql.Tx) error {
 			if _, err := tx.ExecContext(ctx, migrations[version]); err != nil {
@@ -141,41 +197,67 @@ func prepare(ctx context.Context, db *sql.DB, path string, migrations []string) 
 	return nil
 }
 
-func backupName(path string, version int) string { return fmt.Sprintf("%s.v%d", path, version) }
-
-// backUp writes a copy of the whole database that appears complete or not at
-// all.
-func backUp(ctx context.Context, db *sql.DB, name string) error {
-	temp := name + ".tmp"
-	if err := effect.Remove(temp); err != nil && !errors.Is(err, os.ErrNotExist) {
+// check looks at the whole file. An index that says something else than its
+// table is made anew: the table has the records, with their digests.
+func (s *SQLite) check(ctx context.Context) error {
+	whole, err := pragma(ctx, s.db, `PRAGMA integrity_check(1)`)
+	if err != nil || whole == "ok" {
 		return err
 	}
-	effect.Before("write", temp)
-	if _, err := db.ExecContext(ctx, `VACUUM INTO ?`, temp); err != nil {
-		return err
-	}
-	if err := syncPath(temp); err != nil {
-		return err
-	}
-	if err := effect.Rename(temp, name); err != nil {
-		return err
-	}
-	return syncPath(filepath.Dir(name))
-}
-
-func syncPath(path string) error {
-	f, err := effect.Open(path)
+	quick, err := pragma(ctx, s.db, `PRAGMA quick_check(1)`)
 	if err != nil {
 		return err
 	}
-	return errors.Join(f.Sync(), f.Close())
+	if quick != "ok" {
+		return fmt.Errorf("%w: %s", ErrDamaged, quick)
+	}
+	if err := s.reindex(ctx); err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrDamaged, whole, err)
+	}
+	if again, err := pragma(ctx, s.db, `PRAGMA integrity_check(1)`); err != nil || again != "ok" {
+		return errors.Join(fmt.Errorf("%w: %s, and after its indexes were made anew: %s", ErrDamaged, whole, again), err)
+	}
+	s.mended = whole
+	return nil
 }
+
+func pragma(ctx context.Context, db *sql.DB, query string) (value string, err error) {
+	err = db.QueryRowContext(ctx, query).Scan(&value)
+	return value, err
+}
+
+// reindex makes the indexes anew, and what they are made from besides the
+// records themselves.
+func (s *SQLite) reindex(ctx context.Context) error {
+	effect.Before("write", s.path)
+	if _, err := s.db.ExecContext(ctx, `REINDEX`); err != nil {
+		return err
+	}
+	rows, err := s.rows(ctx, `SELECT id, revision, record, digest FROM jobs NOT INDEXED`)
+	if err != nil {
+		return err
+	}
+	return s.write(ctx, func(tx *sql.Tx) error {
+		for _, r := range rows {
+			j, err := r.decode()
+			if err != nil {
+				continue // it is told of when it is asked for
+			}
+			if _, err := tx.ExecContext(ctx, `UPDATE jobs SET settled = ? WHERE id = ? AND settled <> ?`, j.Settled(), string(j.ID), j.Settled()); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func backupName(path string, version int) string { return fmt.Sprintf("%s.v%d", path, version) }
 
 func newerHint(path string, version int) string {
 	for v := version - 1; v > 0; v-- {
 		if name := backupName(path, v); fileExists(name) {
-			return fmt.Sprintf("Start the newer version of osbuilder again. Or, to go back without the jobs since, "+
-				"put the copy that was made before the change, %s, in the place of %s.", name, path)
+			return "Start the newer version of osbuilder again. Or go back to the copy that was made before the change, without the jobs since: " +
+				steps("restore "+name)
 		}
 	}
 	return "Start the newer version of osbuilder again."
@@ -186,28 +268,54 @@ func fileExists(name string) bool {
 	return err == nil
 }
 
-// advise adds what the user can do to the errors of SQLite that he can do
-// something about.
-func advise(err error, path string) error {
-	moveAway := fmt.Sprintf("Move %s and the files whose names begin like it out of the state volume and start again: "+
-		"jobs that were under way are forgotten, output/ stays as it is.", path)
-	if errors.Is(err, ErrDamaged) {
-		return hint.With(err, moveAway)
-	}
+// steps are what a person types to have a command carried out while the daemon
+// stands still. Its image has no shell, nor any other tool.
+func steps(command string) string {
+	return "docker compose stop sidecar && docker compose run --rm --no-deps sidecar " + command + " && docker compose up -d sidecar"
+}
+
+// advise adds what the user can do to the errors that he can do something
+// about.
+func advise(ctx context.Context, err error, path string) error {
 	var e *sqlite.Error
-	if !errors.As(err, &e) {
+	switch {
+	case errors.Is(err, errHeld):
+		return hint.With(err, otherHint)
+	case errors.Is(err, ErrDamaged):
+		return restoreHint(ctx, err, path)
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, fs.ErrNotExist):
+		return hint.With(err, ownerHint(path))
+	case !errors.As(err, &e):
 		return err
 	}
 	switch e.Code() & 0xff { // the rest tells apart cases of the same kind
 	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED:
-		return hint.With(err, "Another osbuilder uses it. Only one may run on one state folder: stop the other one.")
+		return hint.With(err, otherHint)
 	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
-		return hint.With(err, moveAway)
+		return restoreHint(ctx, err, path)
 	case sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM:
-		return hint.With(err, fmt.Sprintf("The folder %s and what is in it must belong to PUID:PGID. "+
-			"`docker compose up init` gives it the folder; files that an earlier PUID made must be given away by hand.", filepath.Dir(path)))
+		return hint.With(err, ownerHint(path))
 	case sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR:
 		return hint.With(err, "Look whether the disk under Docker's volumes is full.")
 	}
 	return err
+}
+
+const otherHint = "Another osbuilder uses it. Only one may run on one state folder: stop the other one."
+
+func ownerHint(path string) string {
+	return fmt.Sprintf("The folder %s and what is in it must belong to PUID:PGID. "+
+		"`docker compose up init` gives it the folder; files that an earlier PUID made must be given away by hand.", filepath.Dir(path))
+}
+
+// restoreHint names the newest sound copy, and how it gets into its place.
+func restoreHint(ctx context.Context, err error, path string) error {
+	if c, ok := soundCopy(ctx, path); ok {
+		return hint.With(err, fmt.Sprintf("The newest sound copy is %s, of %s UTC. Put it in place: %s. "+
+			"What became since then of the jobs on record is found out from the VM and from output/; "+
+			"the log names each later drop that has to be dropped again. The damaged file is kept.",
+			c.Path, c.Time.Format(time.DateTime), steps("restore")))
+	}
+	return hint.With(err, "There is no sound copy of it. Begin anew, without the jobs that were under way: "+steps("restore --empty")+
+		". The log names each drop that has to be dropped again; output/ stays as it is, and the damaged file is kept.")
 }

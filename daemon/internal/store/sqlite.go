@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,7 +24,13 @@ import (
 // SQLite is a store in one file. It is safe for concurrent use. A second
 // process that opens the same file is refused.
 type SQLite struct {
-	db *sql.DB
+	path   string
+	held   *effect.File // keeps other processes out
+	db     *sql.DB
+	writes atomic.Int64 // since it was opened
+
+	mended   string    // what was wrong with its indexes when it was opened
+	restored time.Time // of the copy that it is, if it was put in place before
 }
 
 // What a digest covers begins with the kind of its row.
@@ -31,11 +38,19 @@ const (
 	kindJob        = "job"
 	kindCheckpoint = "checkpoint"
 	kindOwner      = "owner"
+	kindCopied     = "copied" // when a copy was made; in nothing but a copy
 )
 
 // Close ends the use of the file.
 func (s *SQLite) Close() error {
-	if err := s.db.Close(); err != nil {
+	var errs []error
+	if s.db != nil {
+		errs = append(errs, s.db.Close())
+	}
+	if s.held != nil {
+		errs = append(errs, s.held.Close())
+	}
+	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("close store: %w", err)
 	}
 	return nil
@@ -111,33 +126,40 @@ func (s *SQLite) Get(ctx context.Context, id job.ID) (job.Job, error) {
 // Update replaces the record whose revision j has, and returns j with its new
 // revision. ErrConflict: the record has another revision by now.
 func (s *SQLite) Update(ctx context.Context, j job.Job) (job.Job, error) {
-	record, err := encodeJob(j)
-	if err != nil {
-		return job.Job{}, fmt.Errorf("update job: %w", err)
-	}
-	old := j.Revision
-	j.Revision++
-	err = s.write(ctx, func(tx *sql.Tx) error {
-		replaced, err := changed(tx.ExecContext(ctx,
-			`UPDATE jobs SET name = ?, revision = ?, settled = ?, record = ?, digest = ? WHERE id = ? AND revision = ?`,
-			j.Name, j.Revision, j.Settled(), record, seal(kindJob, string(j.ID), j.Revision, record), string(j.ID), old))
-		if err != nil || replaced {
-			return err
-		}
-		var there bool
-		if err := tx.QueryRowContext(ctx,
-			`SELECT EXISTS (SELECT 1 FROM jobs WHERE id = ?)`, string(j.ID)).Scan(&there); err != nil {
-			return err
-		}
-		if there {
-			return ErrConflict
-		}
-		return ErrNotFound
+	updated := j
+	err := s.write(ctx, func(tx *sql.Tx) (err error) {
+		updated, err = replace(ctx, tx, j)
+		return err
 	})
 	if err != nil {
 		return job.Job{}, fmt.Errorf("update job %s: %w", j.ID, err)
 	}
-	return j, nil
+	return updated, nil
+}
+
+// replace is Update in a transaction.
+func replace(ctx context.Context, tx *sql.Tx, j job.Job) (job.Job, error) {
+	record, err := encodeJob(j)
+	if err != nil {
+		return job.Job{}, err
+	}
+	old := j.Revision
+	j.Revision++
+	replaced, err := changed(tx.ExecContext(ctx,
+		`UPDATE jobs SET name = ?, revision = ?, settled = ?, record = ?, digest = ? WHERE id = ? AND revision = ?`,
+		j.Name, j.Revision, j.Settled(), record, seal(kindJob, string(j.ID), j.Revision, record), string(j.ID), old))
+	if err != nil || replaced {
+		return j, err
+	}
+	var there bool
+	if err := tx.QueryRowContext(ctx,
+		`SELECT EXISTS (SELECT 1 FROM jobs WHERE id = ?)`, string(j.ID)).Scan(&there); err != nil {
+		return job.Job{}, err
+	}
+	if there {
+		return job.Job{}, ErrConflict
+	}
+	return job.Job{}, ErrNotFound
 }
 
 // Unsettled returns all jobs for which something is left to do, oldest ID
@@ -253,6 +275,7 @@ func (s *SQLite) Checkpoint(ctx context.Context, builder string) (job.Checkpoint
 func (s *SQLite) SaveCheckpoint(ctx context.Context, builder string, c job.Checkpoint) error {
 	record, err := json.Marshal(c)
 	if err == nil {
+		s.writes.Add(1)
 		effect.Before("commit", "checkpoint")
 		_, err = s.db.ExecContext(ctx,
 			`INSERT INTO checkpoints (builder, record, digest) VALUES (?, ?, ?)
@@ -287,20 +310,33 @@ func (r row) decode() (job.Job, error) {
 	return j, nil
 }
 
+// rows returns what a query of the four columns of a row finds.
+func (s *SQLite) rows(ctx context.Context, query string, args ...any) ([]row, error) {
+	found, err := s.db.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer found.Close()
+	var all []row
+	for found.Next() {
+		var r row
+		if err := found.Scan(&r.id, &r.revision, &r.record, &r.digest); err != nil {
+			return nil, err
+		}
+		all = append(all, r)
+	}
+	return all, errors.Join(found.Close(), found.Err())
+}
+
 // query returns the jobs that a query of the four columns of a row finds. The
 // damaged ones among them it sets aside.
 func (s *SQLite) query(ctx context.Context, query string, args ...any) (jobs []job.Job, damaged []Damaged, err error) {
-	rows, err := s.db.QueryContext(ctx, query, args...)
+	rows, err := s.rows(ctx, query, args...)
 	if err != nil {
 		return nil, nil, err
 	}
-	defer rows.Close()
 	var bad []row
-	for rows.Next() {
-		var r row
-		if err := rows.Scan(&r.id, &r.revision, &r.record, &r.digest); err != nil {
-			return nil, nil, err
-		}
+	for _, r := range rows {
 		j, err := r.decode()
 		if err != nil {
 			bad = append(bad, r)
@@ -308,12 +344,6 @@ func (s *SQLite) query(ctx context.Context, query string, args ...any) (jobs []j
 			continue
 		}
 		jobs = append(jobs, j)
-	}
-	if err := rows.Close(); err != nil { // the only connection is needed again below
-		return nil, nil, err
-	}
-	if err := rows.Err(); err != nil {
-		return nil, nil, err
 	}
 	if len(bad) == 0 {
 		return jobs, nil, nil
@@ -353,6 +383,7 @@ func (s *SQLite) write(ctx context.Context, f func(*sql.Tx) error) error {
 	if err := f(tx); err != nil {
 		return full(errors.Join(err, tx.Rollback()))
 	}
+	s.writes.Add(1)
 	effect.Before("commit", "records")
 	return full(tx.Commit())
 }

@@ -137,6 +137,7 @@ func keepVersion(t *testing.T) {
 		{job.Claimed, job.Accepted, job.Finished, job.PublishedDone},
 		{job.Claimed, job.Accepted, job.Finished, job.PublishedFailed},
 		{job.Finished, job.PublishedCancelled},
+		{job.Claimed, job.Accepted, job.Restored},
 	} {
 		j := keptJob(t, n, events)
 		if j.Attempt > 0 && !j.State.Terminal() {
@@ -191,6 +192,8 @@ func keptJob(t *testing.T, n int, events []job.Event) job.Job {
 			j.Started = now
 		case job.CancelAsked:
 			j.Cancel = &job.CancelWish{Time: now, Reason: "not wanted"}
+		case job.Restored:
+			j.Restored = true
 		case job.Finished:
 			j.Artifacts = []pipe.Artifact{{Name: "a.iso", Path: "/data/artifacts/x/a.iso", Size: 7, SHA256: strings.Repeat("0e", 32), Download: "scp …"}}
 			j.Result = &pipe.Finished{Status: pipe.StatusFailed, ExitCode: &code, Reason: "it broke", Duration: 5, LogLength: 7, Report: pipe.Report(`{"nix":"2.26.3"}`)}
