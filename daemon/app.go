@@ -133,6 +133,11 @@ func serve(ctx context.Context, cfg config.Config, links []vm.Config, log *zap.L
 		},
 		NotFound: store.ErrNotFound,
 	}, records, log)
+	// Before the inbox sweeps, and after the damaged records were set aside.
+	published := &deliver.Publisher{Output: cfg.Paths.Output, State: cfg.Paths.State}
+	if err := drops.SayLost(ctx, records.IDs, published.All); err != nil {
+		log.Warn("jobs that are not on record any more can't be found", zap.Error(err))
+	}
 	commands := &control.Server{Path: cfg.Paths.Control, Backend: &backend{d, records, drops, log}, Log: log}
 	checks := &health.Server{Path: cfg.Paths.Health, Probe: d.Probe, Log: log}
 
@@ -144,6 +149,7 @@ func serve(ctx context.Context, cfg config.Config, links []vm.Config, log *zap.L
 		parts.Go(stopped(ctx, func() error { return l.Run(ctx) }))
 	}
 	parts.Go(func() error { return d.Run(ctx, taken) })
+	parts.Go(stopped(ctx, func() error { return records.Run(ctx, log) }))
 	parts.Go(stopped(ctx, func() error { return drops.Run(ctx, taken) }))
 	parts.Go(stopped(ctx, func() error { return checks.Run(ctx) }))
 	parts.Go(stopped(ctx, func() error { return commands.Run(ctx) }))
@@ -197,6 +203,9 @@ func dispatcher(ctx context.Context, cfg config.Config, records *store.SQLite, l
 		return nil, err
 	}
 	sayDamaged(log, damaged)
+	if at := records.Restored(); !at.IsZero() {
+		log.Warn("records are those of a copy; what became of the jobs since is found out", zap.Time("written", at))
+	}
 	source := func(j job.Job) string { return filepath.Join(cfg.Paths.State, "jobs", string(j.ID), "source") }
 	publisher := &deliver.Publisher{Output: cfg.Paths.Output, State: cfg.Paths.State, Keep: int64(cfg.MinFree)}
 	open := make(map[job.ID]bool, len(jobs))
@@ -207,13 +216,18 @@ func dispatcher(ctx context.Context, cfg config.Config, records *store.SQLite, l
 		log.Warn("left-over downloads could not be removed", zap.Error(err))
 	}
 	return dispatch.New(dispatch.Config{
-		Owner: owner, TakeOver: cfg.TakeOver, Store: records, Damaged: store.ErrDamaged, Log: log, Now: time.Now,
+		Owner: owner, TakeOver: cfg.TakeOver, Store: records, Damaged: store.ErrDamaged, NotFound: store.ErrNotFound, Log: log, Now: time.Now,
 		AnswerTimeout: answerTimeout, SyncEvery: syncEvery, RetryAfter: retryAfter, ConsumeEvery: consumeEvery,
 		Room:   guard(cfg, log).Lacks,
 		Body:   func(j job.Job) ([]byte, error) { return recipe.Body(j, source(j)) },
 		Inputs: func(j job.Job, w io.Writer) error { return inputs(j, source(j), w) },
 		OpenLog: func(j job.Job, m job.Mark) (dispatch.Log, error) {
 			return buildlog.Open(cfg.Paths.State, j.ID, m, buildLine(log, j.Name))
+		},
+		Published: func(j job.Job) (dispatch.Outcome, bool, error) { return published(publisher, j) },
+		Begun: func(j job.Job) bool {
+			_, err := os.Stat(buildlog.Path(cfg.Paths.State, j.ID))
+			return !errors.Is(err, fs.ErrNotExist)
 		},
 		Publish: func(ctx context.Context, j job.Job, from dispatch.Builder) (string, error) {
 			return publish(ctx, publisher, log, j, from)
@@ -271,6 +285,18 @@ func publish(ctx context.Context, p *deliver.Publisher, log *zap.Logger, j job.J
 		return "", fmt.Errorf("%w: %w", dispatch.ErrGone, err)
 	}
 	return folder, err
+}
+
+// published reads an outcome back.
+func published(p *deliver.Publisher, j job.Job) (dispatch.Outcome, bool, error) {
+	r, ok, err := p.Published(j)
+	return dispatch.Outcome{
+		Result: pipe.Finished{
+			Status: r.Status, ExitCode: r.ExitCode, Signal: r.Signal, Reason: r.Reason, Duration: r.Duration,
+			Memory: r.Memory, Scope: r.MemoryScope, Report: r.Report,
+		},
+		Attempt: r.Attempts, Builder: r.Builder,
+	}, ok, err
 }
 
 // A remote tells a file that the VM lacks from one that is missing here.

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -11,6 +13,7 @@ import (
 	"osbuilder/daemon/internal/health"
 	"osbuilder/daemon/internal/preflight"
 	"osbuilder/daemon/internal/setup"
+	"osbuilder/daemon/internal/store"
 	"osbuilder/pipe"
 )
 
@@ -83,6 +86,7 @@ func command(args []string, stdout, stderr io.Writer) *cobra.Command {
 			Use: "healthcheck", Short: "Ask the running daemon whether it works", Args: noArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error { return health.Check(cmd.Context(), paths.Health) },
 		},
+		restore(&paths.State, stdout),
 		&cobra.Command{
 			Use: "version", Short: "Print the version", Args: noArgs,
 			RunE: func(*cobra.Command, []string) error {
@@ -92,6 +96,51 @@ func command(args []string, stdout, stderr io.Writer) *cobra.Command {
 		},
 	)
 	return root
+}
+
+// restore returns the command that exchanges damaged records for a copy.
+func restore(state *string, out io.Writer) *cobra.Command {
+	var empty bool
+	cmd := &cobra.Command{
+		Use: "restore [COPY]", Short: "Put a copy of the records in the place of damaged ones; the daemon must not run",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if err := cobra.MaximumNArgs(1)(cmd, args); err != nil {
+				return usageError{err}
+			}
+			if empty && len(args) > 0 {
+				return usageError{errors.New("a copy and --empty can't both be")}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			path := filepath.Join(*state, database)
+			var r store.Restoring
+			var err error
+			switch {
+			case empty:
+				r, err = store.RestoreEmpty(cmd.Context(), path)
+			case len(args) > 0:
+				r, err = store.Restore(cmd.Context(), path, args[0])
+			default:
+				r, err = store.Restore(cmd.Context(), path, "")
+			}
+			if err != nil {
+				return err
+			}
+			if r.Kept != "" {
+				fmt.Fprintln(out, "kept the file that was there:", r.Kept)
+			}
+			if r.From == "" {
+				fmt.Fprintln(out, "the records are empty now")
+			} else {
+				fmt.Fprintln(out, "put in its place:", r.From)
+			}
+			fmt.Fprintln(out, "start the daemon, and look at its log: docker compose up -d sidecar")
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&empty, "empty", false, "begin anew, with no jobs on record")
+	return cmd
 }
 
 func noArgs(cmd *cobra.Command, args []string) error {

@@ -8,12 +8,14 @@ package deliver
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"osbuilder/daemon/internal/disk"
 	"osbuilder/daemon/internal/hint"
@@ -118,6 +120,42 @@ func (p *Publisher) publish(ctx context.Context, j job.Job, from Source, final s
 	}
 	p.did("renamed")
 	return p.finish(j, final)
+}
+
+// Published returns the outcome of a job that was published before.
+func (p *Publisher) Published(j job.Job) (r Result, ok bool, err error) {
+	data, err := os.ReadFile(filepath.Join(p.Output, j.Name, string(j.ID), resultName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return r, false, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(data, &r)
+	}
+	if err == nil && r.Job != j.ID {
+		err = fmt.Errorf("it is that of job %q", r.Job)
+	}
+	if err != nil {
+		return r, false, fmt.Errorf("read the outcome of job %s: %w", j.ID, err)
+	}
+	return r, true, nil
+}
+
+// All returns the IDs of all jobs that were published.
+func (p *Publisher) All() (map[job.ID]bool, error) {
+	found, err := filepath.Glob(filepath.Join(globQuote(p.Output), "*", "*", resultName))
+	if err != nil {
+		return nil, fmt.Errorf("list what is published: %w", err)
+	}
+	ids := make(map[job.ID]bool, len(found))
+	for _, name := range found {
+		ids[job.ID(filepath.Base(filepath.Dir(name)))] = true
+	}
+	return ids, nil
+}
+
+// globQuote makes a pattern that means the path itself.
+func globQuote(path string) string {
+	return strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`).Replace(path)
 }
 
 // fill puts everything into dir, synced.

@@ -39,7 +39,7 @@ func (d *Dispatcher) Cancel(ctx context.Context, id job.ID, reason string) (job.
 		if f.stopUpload != nil {
 			f.stopUpload()
 		}
-		if f.job.State == job.Queued || f.job.State == job.Sending && !f.sent {
+		if f.job.State == job.Queued && !f.job.Restored || f.job.State == job.Sending && !f.sent {
 			return d.cancelled(ctx, f, wish)
 		}
 		d.cfg.Log.Info("job is to be cancelled", zap.String("job", f.job.Name), zap.String("id", string(id)),
@@ -57,6 +57,9 @@ func (d *Dispatcher) Retry(ctx context.Context, id job.ID) (job.Job, error) {
 			return ErrEnded
 		case f.job.State == job.Running:
 			return ErrRunning
+		}
+		if f.job.Restored {
+			return d.release(ctx, f)
 		}
 		f.notBefore = time.Time{}
 		if f.job.State != job.Collecting {

@@ -67,6 +67,9 @@ type flight struct {
 	pulse      pulse     // while it runs
 	gap        gap       // in what the VM said of the attempt
 
+	asLeft bool // its log is, and not opened
+	found  bool // its record came from a copy, and a builder had it
+
 	recalled    bool      // its VM was told that it is cancelled, and said yes
 	recallAfter time.Time // of the next try to tell it
 }
@@ -217,6 +220,11 @@ func (d *Dispatcher) takeUp(ctx context.Context) error {
 		}
 	}
 	for _, f := range d.order {
+		if f.job.Restored {
+			if err := d.takeUpRestored(ctx, f); err != nil {
+				return err
+			}
+		}
 		w, known := d.workers[f.job.Builder]
 		f.sent = f.job.State == job.Sending
 		f.notBefore = d.publishAfter(f.job)
@@ -230,7 +238,9 @@ func (d *Dispatcher) takeUp(ctx context.Context) error {
 			d.cfg.Log.Warn("job waits for a builder that the Compose project no longer has",
 				zap.String("job", f.job.Name), zap.String("id", string(f.job.ID)), zap.String("builder", f.job.Builder))
 		}
-		if f.job.Attempt > 0 {
+		// The log of a restored one is as it was left, and can be ahead of the
+		// mark: it is opened when that is known.
+		if f.job.Attempt > 0 && !f.asLeft {
 			mark, known := marks[f.job.ID]
 			if !known { // with the checkpoint
 				mark = job.Mark{Attempt: f.job.Attempt, Whole: !underWay(f.job), Again: underWay(f.job)}

@@ -128,6 +128,9 @@ func (d *Dispatcher) hello(ctx context.Context, builder string, w *worker, h pip
 			w.missing[ref(f.job)] = true
 		}
 	}
+	if err := d.findRestored(ctx, builder, w); err != nil {
+		return err
+	}
 	if err := d.ownerChanged(ctx, builder, w); err != nil || !w.caughtUp {
 		return err
 	}

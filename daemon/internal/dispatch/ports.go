@@ -62,6 +62,13 @@ type Log interface {
 	Close() error
 }
 
+// An Outcome is what output/ says of a job.
+type Outcome struct {
+	Result  pipe.Finished
+	Attempt int
+	Builder string
+}
+
 // Config is what a Dispatcher needs.
 type Config struct {
 	Owner    string // this sidecar's lasting id
@@ -86,6 +93,13 @@ type Config struct {
 	// Room says what is to wait for because a disk is nearly full, in words; ""
 	// where there is room. Nil: there always is.
 	Room func() string
+	// NotFound is what the store's errors wrap where there is no such record.
+	NotFound error
+	// Published returns the outcome of a job that lies in output/, if it does.
+	Published func(job.Job) (o Outcome, ok bool, err error)
+	// Begun reports whether a job was ever given to a builder, as far as can be
+	// told without its record.
+	Begun func(job.Job) bool
 
 	Log *zap.Logger
 	Now func() time.Time

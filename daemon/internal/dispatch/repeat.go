@@ -2,6 +2,7 @@ package dispatch
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -97,6 +98,7 @@ func (d *Dispatcher) repeatsNow(builder string, w *worker, in pipe.Generation) {
 		return
 	}
 	w.repeat, w.dirty = nil, true
+	w.toldAll = w.toldAll || w.asked
 	log := d.cfg.Log.With(zap.String("builder", builder))
 	log.Info("builder tells everything again", zap.String("generation", string(in)))
 	for _, f := range d.order {
@@ -197,6 +199,9 @@ func (d *Dispatcher) leftovers(ctx context.Context, builder string, w *worker) e
 			if j, err = d.cfg.Store.Get(ctx, job.ID(r.Job)); err != nil {
 				d.cfg.Log.Debug("the builder has a job that is not on record here", zap.String("builder", builder),
 					zap.String("id", r.Job), zap.Error(err))
+				if d.cfg.NotFound != nil && errors.Is(err, d.cfg.NotFound) && d.cfg.Begun(job.Job{ID: job.ID(r.Job)}) {
+					w.acknowledge(r) // ours, and its record is lost
+				}
 				continue
 			}
 		}

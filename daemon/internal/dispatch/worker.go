@@ -47,6 +47,8 @@ type worker struct {
 
 	repeat   *repeat // what it has to be asked to tell again; nil: nothing
 	repeats  int     // in a row
+	asked    bool    // for the sake of records that come from a copy
+	toldAll  bool    // and did so
 	repeated time.Time
 }
 
@@ -136,6 +138,9 @@ func (d *Dispatcher) pump(ctx, work context.Context) error {
 			return err
 		}
 	}
+	if err := d.releaseRestored(ctx); err != nil {
+		return err
+	}
 	return d.explain(ctx)
 }
 
@@ -163,6 +168,7 @@ func (d *Dispatcher) pumpWorker(ctx, work context.Context, name string, w *worke
 		return d.send(work, w, pipe.Header{Kind: pipe.KindTakeOver, Owner: d.cfg.Owner}, nil)
 	}
 	w.why = ""
+	d.askOfRestored(w)
 	if w.repeatDue(now) {
 		return d.askRepeat(ctx, work, name, w)
 	}
@@ -199,7 +205,7 @@ func (d *Dispatcher) pumpWorker(ctx, work context.Context, name string, w *worke
 				return d.sendJob(ctx, work, w, f)
 			}
 		case job.Queued:
-			if w.buildsFor(f.job.System()) && (next == nil || f.job.Before(next.job)) {
+			if !f.job.Restored && w.buildsFor(f.job.System()) && (next == nil || f.job.Before(next.job)) {
 				next = f
 			}
 		default: // the VM has nothing to do with it any more
@@ -328,7 +334,9 @@ func (d *Dispatcher) explain(ctx context.Context) error {
 			}
 			continue
 		}
-		if lack := d.unbuildable(f.job.System()); lack != "" {
+		if f.job.Restored {
+			why = d.whyRestored()
+		} else if lack := d.unbuildable(f.job.System()); lack != "" {
 			why = lack
 		}
 		if f.job.State != job.Queued || f.job.Why == why || f.job.Deferred() {

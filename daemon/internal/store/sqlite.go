@@ -198,6 +198,27 @@ func (s *SQLite) Named(ctx context.Context, name string, limit int) ([]job.Job, 
 	return jobs[:min(len(jobs), limit)], damaged, nil
 }
 
+// IDs returns the IDs of all jobs on record, of damaged ones, too.
+func (s *SQLite) IDs(ctx context.Context) (map[job.ID]bool, error) {
+	rows, err := s.db.QueryContext(ctx, `SELECT id FROM jobs`)
+	if err != nil {
+		return nil, fmt.Errorf("list IDs: %w", err)
+	}
+	defer rows.Close()
+	ids := make(map[job.ID]bool)
+	for rows.Next() {
+		var id string
+		if err := rows.Scan(&id); err != nil {
+			return nil, fmt.Errorf("list IDs: %w", err)
+		}
+		ids[job.ID(id)] = true
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("list IDs: %w", err)
+	}
+	return ids, nil
+}
+
 // FindDrop returns the job that was made from a drop, even if the job's
 // record was set aside since.
 func (s *SQLite) FindDrop(ctx context.Context, key string) (job.ID, error) {

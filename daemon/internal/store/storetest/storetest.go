@@ -25,6 +25,7 @@ type Store interface {
 	Update(ctx context.Context, j job.Job) (job.Job, error)
 	Unsettled(ctx context.Context) ([]job.Job, []store.Damaged, error)
 	List(ctx context.Context, after job.ID, limit int) ([]job.Job, []store.Damaged, error)
+	IDs(ctx context.Context) (map[job.ID]bool, error)
 	Named(ctx context.Context, name string, limit int) ([]job.Job, []store.Damaged, error)
 	FindDrop(ctx context.Context, key string) (job.ID, error)
 	Owner(ctx context.Context) (string, error)
@@ -369,6 +370,15 @@ func testList(t *testing.T, s Store, _ func() Store) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
+	all, err := s.IDs(t.Context())
+	if err != nil || len(all) != count {
+		t.Errorf("%d IDs, %v", len(all), err)
+	}
+	for _, id := range want {
+		if !all[id] {
+			t.Errorf("%s is not among the IDs", id)
+		}
+	}
 }
 
 func testNamed(t *testing.T, s Store, reopen func() Store) {
@@ -478,6 +488,8 @@ func testCancelled(t *testing.T, s Store, _ func() Store) {
 	_, _, err = s.List(over, "", 1)
 	wantError(t, err, context.Canceled)
 	_, _, err = s.Named(over, j.Name, 1)
+	wantError(t, err, context.Canceled)
+	_, err = s.IDs(over)
 	wantError(t, err, context.Canceled)
 	_, err = s.FindDrop(over, j.DropKey)
 	wantError(t, err, context.Canceled)
