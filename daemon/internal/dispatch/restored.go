@@ -82,8 +82,12 @@ func (d *Dispatcher) findRestored(ctx context.Context, builder string, w *worker
 	}
 	for _, r := range w.hello.Jobs {
 		f := d.flights[job.ID(r.Job)]
+		if f == nil || r.Attempt < f.job.Attempt {
+			continue
+		}
 		// Of two builders that have it, the one with the later attempt counts.
-		if f == nil || !f.job.Restored && !(f.found && r.Attempt > f.job.Attempt && underWay(f.job)) || r.Attempt < f.job.Attempt {
+		further := f.found && r.Attempt > f.job.Attempt && underWay(f.job)
+		if !f.job.Restored && !further {
 			continue
 		}
 		if f.log != nil {

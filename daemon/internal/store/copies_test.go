@@ -100,7 +100,9 @@ func TestCopies(t *testing.T) {
 		}
 		// Started again and again it makes no more of them, until some time is over.
 		cancel()
-		<-done
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
 		before := Copies(path)
 		ctx, cancel = context.WithCancel(t.Context())
 		go run()
@@ -114,7 +116,9 @@ func TestCopies(t *testing.T) {
 			t.Errorf("%d copies, want %d", got, n+1)
 		}
 		cancel()
-		<-done
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
 		if len(before) != keepCopies || len(Copies(path)) != keepCopies {
 			t.Errorf("%d and then %d copies, want %d", len(before), len(Copies(path)), keepCopies)
 		}

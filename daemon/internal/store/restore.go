@@ -51,8 +51,8 @@ func RestoreEmpty(ctx context.Context, path string) (Restoring, error) {
 
 // unusable is an error if the store at path can be used as it is.
 func unusable(ctx context.Context, path string) error {
-	if checkCopy(ctx, path) != nil {
-		return nil
+	if err := checkCopy(ctx, path); err != nil {
+		return nil //nolint:nilerr // that is what was to be found out
 	}
 	return hint.With(errors.New("the records are sound, there is nothing to restore"),
 		"To go back to a copy all the same, name it. They lie in "+copiesDir(path)+".")
