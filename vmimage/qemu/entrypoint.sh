@@ -242,6 +242,7 @@ stopping='' forced=''
 "${command[@]}" </dev/null &
 qemu=$!
 trap stop_vm TERM INT
+/usr/lib/osbuilder/watch-room.sh "$run/monitor.sock" /storage </dev/null & # ends with the container
 
 # wait returns early when a signal came; what counts is QEMU's own end.
 # (Bash would report a killed one in words of its own.)
