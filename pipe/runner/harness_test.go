@@ -19,7 +19,7 @@ import (
 )
 
 // patience bounds every wait: for a machine that does much else.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // A machine is a VM for a test: a runner that can be stopped and started
 // over the same folders.

@@ -61,11 +61,19 @@ var errLost = errors.New("the folder was removed, moved or unmounted")
 // run watches until ctx is done. Nothing else ends it: what fails is tried
 // again.
 func (in *inbox) run(ctx context.Context) {
+	said := ""
 	for again := false; ctx.Err() == nil; again = true {
 		err := in.watch(ctx, again)
 		if ctx.Err() != nil {
 			return
 		}
+		if err.Error() == said {
+			if !pause(ctx, remake) {
+				return
+			}
+			continue // it was said, and a second ago
+		}
+		said = err.Error()
 		in.logf("watching %s ended, it is made and watched again: %v", in.cfg.Pipe, err)
 		if !errors.Is(err, errLost) && !pause(ctx, remake) {
 			return
@@ -82,7 +90,7 @@ func (in *inbox) watch(ctx context.Context, again bool) error {
 		return err
 	}
 	defer w.close()
-	if _, err := w.add(in.cfg.Pipe, unix.IN_ONLYDIR|unix.IN_MOVED_TO|unix.IN_MODIFY|unix.IN_CLOSE_WRITE|
+	if _, err := w.add(in.cfg.Pipe, unix.IN_ONLYDIR|unix.IN_CREATE|unix.IN_MOVED_TO|unix.IN_MODIFY|unix.IN_CLOSE_WRITE|
 		unix.IN_DELETE_SELF|unix.IN_MOVE_SELF); err != nil {
 		return err
 	}
@@ -115,6 +123,11 @@ func (in *inbox) watch(ctx context.Context, again bool) error {
 			case n.mask&(unix.IN_IGNORED|unix.IN_DELETE_SELF|unix.IN_MOVE_SELF|unix.IN_UNMOUNT) != 0:
 				return errLost
 			case n.name != pipe.In:
+			case n.mask&unix.IN_ISDIR != 0:
+				busy, late = in.look(ctx, false), false // which refuses it
+				if err := in.layout(); err != nil {
+					return err
+				}
 			case n.mask&unix.IN_MODIFY != 0:
 				modified = true
 			case n.mask&unix.IN_MOVED_TO != 0, n.mask&unix.IN_CLOSE_WRITE != 0 && (modified || busy):

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -13,7 +15,11 @@ import (
 
 // makeDir makes a folder with exactly that owner and mode.
 func makeDir(path string, owner account, group int, mode fs.FileMode) error {
-	if err := effect.MkdirAll(path, 0o700); err != nil {
+	err := effect.MkdirAll(path, 0o700)
+	if errors.Is(err, unix.ENOTDIR) {
+		return fmt.Errorf("make layout: %s is no folder: move it away", path)
+	}
+	if err != nil {
 		return fmt.Errorf("make layout: %w", err)
 	}
 	info, err := os.Lstat(path)
@@ -59,6 +65,9 @@ func (c Config) makePipe(sftp account) error {
 	if err := makeDir(c.Pipe, self(), sftp.gid, 0o770|fs.ModeSticky); err != nil {
 		return err
 	}
+	if err := c.moveFolder(c.pipeIn()); err != nil {
+		return err
+	}
 	f, err := effect.OpenFile(c.pipeIn(), os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o660)
 	if errors.Is(err, fs.ErrExist) {
 		return nil // somebody's request, perhaps
@@ -73,5 +82,20 @@ func (c Config) makePipe(sftp account) error {
 	if err := f.Chmod(0o660); err != nil { // whatever the umask is
 		return fmt.Errorf("make layout: %w", err)
 	}
+	return nil
+}
+
+// moveFolder gives a folder that somebody put in a file's place another name,
+// since no file can be renamed over it. What is in it stays.
+func (c Config) moveFolder(path string) error {
+	info, err := os.Lstat(path)
+	if err != nil || !info.IsDir() {
+		return nil //nolint:nilerr // what is missing or can't be looked at is made next, or that fails
+	}
+	aside := path + ".folder-" + strconv.FormatInt(time.Now().UnixNano(), 36)
+	if err := effect.Rename(path, aside); err != nil {
+		return fmt.Errorf("make layout: %s is a folder: %w", path, err)
+	}
+	fmt.Fprintf(c.Log, "%s was a folder, which is now %s\n", path, aside)
 	return nil
 }

@@ -179,12 +179,15 @@ func (r *Runner) loop(ctx context.Context) {
 	defer look.Stop()
 	clean := time.NewTicker(cmp.Or(r.cfg.clean, cleanEvery))
 	defer clean.Stop()
+	said := ""
 	for {
 		select {
 		case <-look.C:
-			if err := r.mend(ctx); err != nil {
+			err := r.mend(ctx)
+			if err != nil && err.Error() != said { // once
 				r.logf("%v", err)
 			}
+			said = fmt.Sprint(err)
 		case <-clean.C:
 			r.cleanUploads(false)
 		case <-ctx.Done():
@@ -317,10 +320,10 @@ func (r *Runner) mend(ctx context.Context) error {
 	if !errors.Is(err, errPipeLost) {
 		return err
 	}
-	r.logf("%v: a new generation begins, in which all is told again", err)
 	if err := r.cfg.makePipe(r.user); err != nil {
 		return err
 	}
+	r.logf("%v: a new generation begins, in which all is told again", err)
 	h, err := readOut(r.cfg.pipeOut(), r.spool.mark())
 	if err != nil {
 		r.logf("%v", err)

@@ -106,6 +106,10 @@ func (ProcessUnits) Alive(_ context.Context, spec Spec) (bool, error) {
 // Stop implements [Units]. Without a supervisor there is nobody to see to the
 // grace.
 func (u ProcessUnits) Stop(ctx context.Context, spec Spec) error {
+	alive, err := u.Alive(ctx, spec)
+	if err != nil || !alive {
+		return err // the number is by now somebody else's
+	}
 	supervisor, _, err := processNumbers(spec)
 	if err != nil {
 		return err
