@@ -37,11 +37,12 @@ import (
 	"osbuilder/pipe"
 )
 
-const (
-	answerTimeout = 30 * time.Second // a VM without KVM needs a few seconds
-	syncEvery     = time.Second
-	retryAfter    = 2 * time.Second
-	consumeEvery  = 16 << 20 // bytes of events; more of them would lie in the VM for nothing
+// Variables, because tests that stop the program at every step have no time.
+var (
+	answerTimeout       = 30 * time.Second // a VM without KVM needs a few seconds
+	syncEvery           = time.Second
+	retryAfter          = 2 * time.Second
+	consumeEvery  int64 = 16 << 20 // bytes of events; more of them would lie in the VM for nothing
 )
 
 // run is the daemon: it reads what it was given, wires the parts and runs them

@@ -33,6 +33,7 @@ type sidecar struct {
 	run *vmtest.Runner
 
 	logs    *observer.ObservedLogs
+	timings vm.Timings
 	systems string // the file that lists what the VM builds for
 }
 
@@ -55,7 +56,9 @@ printf '%s' '{"kind":"nixos-image","nix":"2.26.3","nixpkgs":{"revision":"0123"},
 
 func newSidecar(t *testing.T) *sidecar {
 	dir := t.TempDir()
-	s := &sidecar{t: t, vm: vmtest.New(t)}
+	s := &sidecar{
+		t: t, vm: vmtest.New(t), timings: vm.Timings{RetryMin: 50 * time.Millisecond, RetryMax: 200 * time.Millisecond},
+	}
 	bin := filepath.Join(dir, "bin")
 	if err := os.Mkdir(bin, 0o755); err != nil {
 		t.Fatal(err)
@@ -106,7 +109,7 @@ func (s *sidecar) startWith(log *zap.Logger) (stop func()) {
 func (s *sidecar) links() []vm.Config {
 	return []vm.Config{{
 		Name: "vm", Addr: s.vm.Addr(), User: "builder", Signer: s.vm.Signer(), HostKeys: s.vm.HostKeys(), Dir: s.vm.Dir(),
-		Timings: vm.Timings{RetryMin: 50 * time.Millisecond, RetryMax: 200 * time.Millisecond},
+		Timings: s.timings,
 	}}
 }
 

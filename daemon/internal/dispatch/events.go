@@ -1,6 +1,7 @@
 package dispatch
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -233,7 +234,7 @@ func (d *Dispatcher) refused(ctx context.Context, builder string, w *worker, r p
 			return err
 		}
 		if ours && kind == pipe.KindJob && f.job.State == job.Sending {
-			return d.withdrawn(ctx, f, r.Message)
+			return d.withdrawn(ctx, f, cmp.Or(d.whose(builder, w), r.Message))
 		}
 	case kind == pipe.KindJob && ours && f.job.State == job.Sending:
 		log.Warn("request refused")

@@ -52,7 +52,7 @@ func (d *Dispatcher) ownerChanged(ctx context.Context, builder string, w *worker
 		if f.job.Builder != builder || f.job.State != job.Sending {
 			continue
 		}
-		if err := d.withdrawn(ctx, f, fmt.Sprintf("%s was taken over by %s", builder, w.lost)); err != nil {
+		if err := d.withdrawn(ctx, f, d.whose(builder, w)); err != nil {
 			return err
 		}
 	}
@@ -64,12 +64,18 @@ func (d *Dispatcher) withdrawn(ctx context.Context, f *flight, why string) error
 	if f.job.Cancel != nil {
 		return d.cancelled(ctx, f, f.job.Cancel)
 	}
-	return d.update(ctx, f, job.Deferred, why, func(j *job.Job) { j.Why = why })
+	if err := d.update(ctx, f, job.Deferred, why, nil); err != nil {
+		return err
+	}
+	return d.waits(ctx, f, why)
 }
 
 // whose says why a builder that is another's takes no job of ours; empty if it
-// is to be taken over.
+// is none, or is to be taken over.
 func (d *Dispatcher) whose(builder string, w *worker) string {
+	if !w.foreign(d.cfg.Owner) {
+		return ""
+	}
 	owner := w.hello.Owner
 	switch {
 	case w.owned:

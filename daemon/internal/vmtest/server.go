@@ -11,11 +11,14 @@ import (
 	"encoding/pem"
 	"errors"
 	"net"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"osbuilder/pipe"
 )
 
 // Faults are what can be wrong with the VM. They take effect on the next
@@ -59,6 +62,7 @@ type Server struct {
 
 	mu       sync.Mutex // guards what follows
 	faults   Faults
+	script   string        // for Overwrite
 	changed  chan struct{} // closed and replaced when faults change
 	listener net.Listener  // nil while connections are refused
 	conns    map[*conn]bool
@@ -136,6 +140,26 @@ func (s *Server) Set(change func(*Faults)) {
 	change(&s.faults)
 	close(s.changed)
 	s.changed = make(chan struct{})
+}
+
+// Overwrite has somebody else's script take the place of the next request
+// that is written to pipe_in, before the runner reads it.
+func (s *Server) Overwrite(script string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.script = script
+}
+
+// stranger returns that script, once, if name is that of pipe_in.
+func (s *Server) stranger(name string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if filepath.Base(name) != pipe.In {
+		return ""
+	}
+	script := s.script
+	s.script = ""
+	return script
 }
 
 // now returns the faults, and a channel that is closed when they change.

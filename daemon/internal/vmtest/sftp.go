@@ -302,6 +302,12 @@ func (v *sftpServer) extended(id uint32, d *decoder, faults Faults) []byte {
 		if faults.FailRename {
 			return status(id, syscall.EIO)
 		}
+		if script := v.s.stranger(to); script != "" {
+			// What was renamed here is gone before the runner comes to look.
+			if err := os.WriteFile(from, []byte(script), 0o600); err != nil {
+				return status(id, err)
+			}
+		}
 		return status(id, os.Rename(from, to))
 	case name == fsync && !faults.NoFsync:
 		h := v.handles[d.string()]
