@@ -347,7 +347,7 @@ try other is_running $$ other.sh
 	}
 	contains(t, "try.sh", said, "older:  no, 1\n", "same:  yes\n", "newer:  yes\n", "time:  no, 124\n", "in-time:  yes\n", "fails:  no, 1\n",
 		fmt.Sprintf("sum: %x\n yes\n", sha256.Sum256([]byte(big))), "size: 3.0 MiB yes\n", "small: 17 bytes yes\n", "setting:  yes\n",
-		"empty-list: <a><b c> yes\n", "nobody-there:  yes\n", "plain: abc\nd\te\n yes\n", "step: ==> What\n    0 s\n yes\n",
+		"empty-list: <a><b c> yes\n", "nobody-there:  yes\n", "plain: abc\nd\te\n yes\n", "step: ==> What\n",
 		"    | bad\n no, 3\n", "heartbeat:  yes\n", "other:  no, 1\n")
 	if strings.ContainsAny(said, "\x1b\r\x07") {
 		t.Errorf("control characters in %q", said)
