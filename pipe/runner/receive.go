@@ -315,7 +315,7 @@ func (r *Runner) stale(l letter) *pipe.Refused {
 	}
 	return &pipe.Refused{
 		Reason:  pipe.ReasonStale,
-		Message: fmt.Sprintf("a script without a header lay in pipe_in when the runner looked; it was not run and is now %s in the VM: write it again to run it", where),
+		Message: fmt.Sprintf("a script without a header lay in pipe_in when the runner looked: whether it ran before is not known; it is now %s in the VM: write it again to run it", where),
 	}
 }
 

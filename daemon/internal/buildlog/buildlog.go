@@ -88,13 +88,13 @@ func salvage(path string, lost job.Mark) (job.Mark, error) {
 	}
 	// A job can write that line, too. Then output of the attempt before is cut
 	// off; in its own output it comes later.
-	begins := begin(lost.Attempt)
+	begins := fmt.Sprintf("[osbuilder: attempt %d begins, attempt ", lost.Attempt)
 	lines := bufio.NewReader(data)
 	for at := int64(0); ; {
 		line, err := lines.ReadSlice('\n')
 		at += int64(len(line))
 		switch {
-		case err == nil && lost.Attempt > 1 && string(line) == begins:
+		case err == nil && lost.Attempt > 1 && bytes.HasPrefix(line, []byte(begins)):
 			m.File = at
 			return m, nil
 		case errors.Is(err, io.EOF):
@@ -103,11 +103,6 @@ func salvage(path string, lost job.Mark) (job.Mark, error) {
 			return m, err
 		}
 	}
-}
-
-// begin is the line before the output of any attempt but the first.
-func begin(attempt int) string {
-	return fmt.Sprintf("[osbuilder: attempt %d begins, attempt %d did not end]\n", attempt, attempt-1)
 }
 
 // cut makes the file as long as the mark says, and takes up its last line.
