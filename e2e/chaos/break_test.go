@@ -58,11 +58,11 @@ func (m *machine) breakIt(ctx context.Context, f Fault, done *Injected) error {
 	case FillOutput:
 		return m.fillOutput(ctx, f.For)
 	case FillData:
-		if err := bash(fillData); err != nil {
+		if err := bash(fillData(f)); err != nil {
 			return err
 		}
 		pause(ctx, f.For)
-		_, err := m.agent(ctx, "rm -f /data/chaos/ballast-*")
+		_, err := m.agent(ctx, "rm -rf /data/chaos/ballast")
 		return err
 	default:
 		return errors.New("unknown fault")
@@ -78,14 +78,23 @@ func kill(ctx context.Context, container string) error {
 	return err
 }
 
-// fillData takes all blocks of the VM's data disk, root's own included.
-const fillData = `cd /data/chaos
+// fillData takes all blocks of the VM's data disk: as a job can do it, or,
+// every other time, as root, whose own blocks are taken then too.
+func fillData(f Fault) string {
+	who := ""
+	if f.For.Milliseconds()%2 == 1 {
+		who = "setpriv --reuid=job-1 --regid=jobs --clear-groups"
+	}
+	return `install -d -o job-1 /data/chaos/ballast
+cd /data/chaos/ballast
 size=$(($(stat -f -c '%f * %S' .)))
 n=0
 while ((size >= 4096)); do
-  if fallocate -l $size ballast-$n 2>/dev/null; then n=$((n + 1)); else size=$((size / 2)) n=$((n + 1)); fi
+  n=$((n + 1))
+  ` + who + ` fallocate -l $size $n 2>/dev/null || size=$((size / 2))
 done
 true`
+}
 
 // fillOutput takes all room of the disk that output/ is on.
 func (m *machine) fillOutput(ctx context.Context, d time.Duration) error {
