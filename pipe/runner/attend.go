@@ -90,9 +90,6 @@ func (a *attendant) run(ctx context.Context) error {
 	if !ok {
 		return a.lost(ctx)
 	}
-	if result.ServiceResult != "success" && a.ran.Boot == a.r.cfg.Boot {
-		defer a.forget(ctx)
-	}
 	o := outcome{Started: true, Finished: result.finished(*a.ran, a.timeout())}
 	if err := a.bounded(&o.Finished); err != nil {
 		return err
@@ -119,7 +116,13 @@ func (a *attendant) run(ctx context.Context) error {
 			return err
 		}
 	}
-	return a.settle(ctx, o)
+	if err := a.settle(ctx, o); err != nil {
+		return err // systemd is asked again
+	}
+	if result.ServiceResult != "success" && a.ran.Boot == a.r.cfg.Boot {
+		a.forget(ctx)
+	}
+	return nil
 }
 
 // bounded makes f a failure if the output is longer than it may be. What is

@@ -6,10 +6,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"osbuilder/pipe"
 )
@@ -259,18 +261,34 @@ func TestRemembered(t *testing.T) {
 // A unit whose stop hook left no result has run all the same.
 func TestResultFromMemory(t *testing.T) {
 	m := newMachine(t)
-	m.cfg.Units = forgetful{}
+	forgotten := new(atomic.Bool)
+	m.cfg.Units = forgetful{forgotten: forgotten}
+	// The disk stays full for a while: what systemd remembers must last until the outcome does.
+	var fails atomic.Int32
+	m.cfg.fault = func(_, path string) error {
+		if strings.HasPrefix(filepath.Base(path), "outcome") && fails.Add(1) <= 2 {
+			return unix.ENOSPC
+		}
+		return nil
+	}
 	m.start()
 	accepted(t, m.send(1, jobHeader("a", 1), "echo said; echo made > $OUT/made\n"))
 	f := m.finished("a")
 	if f.Status != pipe.StatusSucceeded || f.Artifacts != 1 || f.LogLength != 5 {
 		t.Errorf("finished %+v", f)
 	}
+	m.until("forgotten unit", forgotten.Load)
+	if fails.Load() < 3 {
+		t.Error("the disk was not full")
+	}
 }
 
 // forgetful are units whose hook finds its disk full, of a systemd that
 // remembers them.
-type forgetful struct{ ProcessUnits }
+type forgetful struct {
+	ProcessUnits
+	forgotten *atomic.Bool
+}
 
 func (u forgetful) Start(ctx context.Context, spec Spec) error {
 	if err := os.Mkdir(spec.Result+tempSuffix, 0o700); err != nil {
@@ -279,8 +297,16 @@ func (u forgetful) Start(ctx context.Context, spec Spec) error {
 	return u.ProcessUnits.Start(ctx, spec)
 }
 
-func (forgetful) Remembered(context.Context, Spec) (Result, bool, error) {
+func (u forgetful) Remembered(context.Context, Spec) (Result, bool, error) {
+	if u.forgotten.Load() {
+		return Result{}, false, nil
+	}
 	return Result{ServiceResult: "exit-code", ExitCode: "exited", ExitStatus: "0", Uptime: 1}, true, nil
+}
+
+func (u forgetful) Forget(context.Context, Spec) error {
+	u.forgotten.Store(true)
+	return nil
 }
 
 func TestOverdue(t *testing.T) {

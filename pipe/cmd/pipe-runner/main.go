@@ -12,6 +12,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -42,7 +43,7 @@ func main() {
 }
 
 // errSaid: what went wrong was said elsewhere.
-var errSaid = errors.New("said in the kernel's log")
+var errSaid = errors.New("said in the journal")
 
 // errUsage: the command line is wrong.
 var errUsage = errors.New("usage: pipe-runner run | result | version")
@@ -62,7 +63,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 			return err
 		}
 		err := runner.WriteResult(*file, os.Getenv, func() bool { return stopping(ctx) })
-		if err != nil && toKernelLog(err) {
+		if err != nil && toJournal(err) {
 			return errSaid
 		}
 		return err
@@ -77,15 +78,15 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	}
 }
 
-// toKernelLog says there what became of the stop hook: its standard error is
-// the job's output. It reports whether that worked.
-func toKernelLog(err error) bool {
-	f, openErr := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0)
-	if openErr != nil {
+// toJournal says there what became of the stop hook: its standard error is the
+// job's output. It reports whether that worked.
+func toJournal(err error) bool {
+	conn, dialErr := net.Dial("unixgram", "/run/systemd/journal/dev-log") //nolint:noctx // at once, or not at all
+	if dialErr != nil {
 		return false
 	}
-	defer f.Close()
-	_, writeErr := fmt.Fprintf(f, "pipe-runner: %v\n", err)
+	defer conn.Close()
+	_, writeErr := fmt.Fprintf(conn, "<3>pipe-runner: %v", err)
 	return writeErr == nil
 }
 
