@@ -83,11 +83,20 @@ func (r *Runner) fetched(rec record, h pipe.Header, body []byte, copied string, 
 		return refused
 	}
 	r.supersede(rec.Job, rec.Attempt)
-	// Another job with the same inputs brings them again.
-	if err := effect.RemoveAll(r.cfg.upload(rec.Inputs)); err != nil {
+	r.removeUpload(rec.Inputs)
+	return nil
+}
+
+// removeUpload removes what was uploaded for a job that has it, be it again:
+// a writer that didn't hear the answer brings it twice. Another job with the
+// same inputs brings them again.
+func (r *Runner) removeUpload(digest string) {
+	if digest == "" {
+		return
+	}
+	if err := effect.RemoveAll(r.cfg.upload(digest)); err != nil {
 		r.logf("remove upload: %v", err)
 	}
-	return nil
 }
 
 // upload is where the writer puts inputs.

@@ -155,12 +155,14 @@ func (r *Runner) accept(ctx context.Context, l letter, h pipe.Header, body []byt
 	ref := pipe.JobRef{Job: h.Job, Attempt: h.Attempt}
 	if t, ok := r.spool.tombstone(ref); ok {
 		if t.SHA256 == h.SHA256 && t.Inputs == h.Inputs {
+			r.removeUpload(h.Inputs)
 			return false, nil
 		}
 		return false, conflict(ref)
 	}
 	if j := r.jobs[ref]; j != nil {
 		if j.SHA256 == h.SHA256 && j.Inputs == h.Inputs {
+			r.removeUpload(h.Inputs)
 			return false, nil
 		}
 		return false, conflict(ref)

@@ -2,10 +2,10 @@
 # Runs one job for ProcessUnits: what systemd does in the VM, but that of what
 # the job wrote only its output is synced.
 # Arguments: lock file, script, log, result, timeout in seconds (0: none),
-# grace in milliseconds, folder. SIGUSR1 ends the job.
+# grace in milliseconds, folder. Descriptor 3 is the lock file, locked. SIGUSR1
+# ends the job.
 lock=$1 script=$2 log=$3 result=$4 timeout=$5 grace=$6 work=$7
-exec 9>>"$lock" || exit 1
-flock -n 9 || exit 1
+exec 9>&3 3>&- || exit 1
 cd "$work" || exit 1
 
 uptime_ns() {
@@ -61,7 +61,7 @@ if ((timeout > 0)); then
   ) </dev/null >/dev/null 2>&1 &
   watch=$!
 fi
-echo ready
+(echo ready) # whoever started it may be gone, and SIGPIPE must not end it
 exec </dev/null >/dev/null 2>&1 # what bash itself has to say is not the job's output
 
 wait "$job"

@@ -31,7 +31,9 @@ type ProcessUnits struct{}
 //go:embed supervisor.sh
 var supervisor string
 
-// Start implements [Units]. It returns when the supervisor holds its lock.
+// Start implements [Units]. The lock is taken here and handed on, so that
+// there is no moment in which the unit is about to run and nobody holds it: a
+// runner that is killed over this has a successor that looks.
 func (ProcessUnits) Start(ctx context.Context, spec Spec) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commandTimeout)
 	defer cancel()
@@ -41,6 +43,15 @@ func (ProcessUnits) Start(ctx context.Context, spec Spec) error {
 		processLock(spec), spec.Script, spec.Log, spec.Result,
 		strconv.FormatInt(int64(spec.Timeout/time.Second), 10), strconv.FormatInt(spec.Grace.Milliseconds(), 10), spec.Work)
 	cmd.Env = spec.Env
+	lock, err := effect.OpenFile(processLock(spec), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("start unit %s: %w", spec.Unit, err)
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("start unit %s: lock: %w", spec.Unit, err)
+	}
+	cmd.ExtraFiles = []*os.File{lock.File}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	effect.Before("start", spec.Unit)

@@ -50,7 +50,8 @@ type Job struct {
 	Reason    string     `json:"reason,omitempty"`
 	Duration  int64      `json:"duration_ms,omitempty"` // of the last attempt
 	Artifacts []Artifact `json:"artifacts,omitempty"`
-	Output    string     `json:"output,omitempty"` // its folder in output/, once it is there
+	Output    string     `json:"output,omitempty"`  // its folder in output/, once it is there
+	Settled   bool       `json:"settled,omitempty"` // nothing is left to do for it: the VM has forgotten it, too
 
 	// History is the whole story; a list of jobs leaves it out.
 	History []job.Step `json:"history,omitempty"`
@@ -71,7 +72,7 @@ func tell(j job.Job, story bool) Job {
 	t := Job{
 		ID: j.ID, Name: j.Name, Drop: j.Drop, State: j.State, Why: j.Why, Priority: j.Priority, Attempt: j.Attempt,
 		Builder: j.Builder, Created: j.Created.UTC(), Updated: j.Updated.UTC(), Started: j.Started.UTC(),
-		Timeout: int64(j.Timeout / time.Second), RetryOf: j.RetryOf, Output: j.Output,
+		Timeout: int64(j.Timeout / time.Second), RetryOf: j.RetryOf, Output: j.Output, Settled: j.Settled(),
 	}
 	if j.State == job.Queued && t.Why == "" {
 		t.Why = soon

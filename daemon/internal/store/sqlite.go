@@ -402,7 +402,11 @@ func (s *SQLite) write(ctx context.Context, f func(*sql.Tx) error) error {
 		return err
 	}
 	if err := f(tx); err != nil {
-		return full(errors.Join(err, tx.Rollback()))
+		// A context that ended has rolled it back already.
+		if undone := tx.Rollback(); !errors.Is(undone, sql.ErrTxDone) {
+			err = errors.Join(err, undone)
+		}
+		return full(err)
 	}
 	s.writes.Add(1)
 	effect.Before("commit", "records")
