@@ -32,6 +32,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == asHanging {
 		hang()
 	}
+	if len(os.Args) > 1 && os.Args[1] == asMortal {
+		os.Exit(beMortal())
+	}
 	os.Exit(m.Run())
 }
 

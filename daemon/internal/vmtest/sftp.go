@@ -234,6 +234,9 @@ func (v *sftpServer) read(id uint32, h *handle, d *decoder, faults Faults) []byt
 			size = max(0, min(size, info.Size()/2-offset))
 		}
 	}
+	if info, err := h.file.Stat(); err == nil && info.Mode().IsRegular() {
+		size = max(0, min(size, info.Size()-offset)) // not 256 KiB for each poll
+	}
 	buf := make([]byte, size)
 	n, err := h.file.ReadAt(buf, offset)
 	if n == 0 {

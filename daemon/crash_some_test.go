@@ -1,0 +1,13 @@
+//go:build !long
+
+package main
+
+import "time"
+
+// What of TestStopped is part of make test.
+const (
+	everything = false
+	pairs      = 60
+	again      = 20
+	sampling   = 20 * time.Second // of each kind that is chosen at random: where they take longer, it is fewer rounds
+)
