@@ -10,6 +10,7 @@ import (
 
 	"osbuilder/daemon/internal/control"
 	"osbuilder/daemon/internal/job"
+	"osbuilder/daemon/internal/vmtest"
 )
 
 // osbuilder runs a command about jobs, as a person does.
@@ -193,5 +194,163 @@ func TestRetryWithoutASource(t *testing.T) {
 	}
 	if left, err := filepath.Glob(filepath.Join(s.cfg.Paths.State, "jobs", "*")); err != nil || len(left) != 1 {
 		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// living reports whether a process of that number does anything yet.
+func living(t *testing.T, pid string) bool {
+	t.Helper()
+	stat, err := os.ReadFile(filepath.Join("/proc", strings.TrimSpace(pid), "stat"))
+	if err != nil {
+		return false
+	}
+	_, after, _ := strings.Cut(string(stat), ") ")
+	return !strings.HasPrefix(after, "Z")
+}
+
+// endless is a script that never ends by itself, with a process in its
+// background, and where it writes the numbers of both.
+func endless(t *testing.T) (script, pids string) {
+	pids = filepath.Join(t.TempDir(), "pids")
+	return "sleep 600 &\necho \"$$ $!\" >'" + pids + ".part'\nmv '" + pids + ".part' '" + pids + "'\necho up\nwait\n", pids
+}
+
+// wantCancelled waits for the end of a job that was cancelled, and of its
+// processes.
+func (s *sidecar) wantCancelled(name, pids string) {
+	s.t.Helper()
+	status, log, folder := s.outcome(name)
+	if r := result(s.t, folder); status != "cancelled" || r.Reason != "not wanted" || r.Attempts != 1 || log != "up\n" {
+		s.t.Errorf("status %s, result %+v, log %q", status, r, log)
+	}
+	if j := s.is(name, job.Cancelled); j.Attempt != 1 || j.CancelAsked.IsZero() {
+		s.t.Errorf("%+v", j)
+	}
+	numbers, err := os.ReadFile(pids)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for pid := range strings.FieldsSeq(string(numbers)) {
+		s.until("end of process "+pid, func() bool { return !living(s.t, pid) })
+	}
+	s.until("VM that has forgotten the job", func() bool {
+		left, err := os.ReadDir(filepath.Join(s.run.Data(), "spool", "jobs"))
+		return err == nil && len(left) == 0
+	})
+}
+
+func (s *sidecar) runEndless(name string) (pids string) {
+	s.t.Helper()
+	script, pids := endless(s.t)
+	s.drop(name+".sh", script)
+	s.until("running job "+name, func() bool {
+		_, err := os.Stat(pids)
+		return err == nil
+	})
+	s.is(name, job.Running)
+	return pids
+}
+
+func TestCancelOfWhatRuns(t *testing.T) {
+	s := newSidecar(t)
+	stop := s.start()
+	defer stop()
+	pids := s.runEndless("endless")
+	if out := s.must("cancel", "endless", "--reason", "not wanted"); !strings.Contains(out, "is being cancelled") {
+		t.Errorf("cancel: %q", out)
+	}
+	s.wantCancelled("endless", pids)
+	// The slot is free again.
+	s.drop("next.sh", "true\n")
+	if status, _, _ := s.outcome("next"); status != "succeeded" {
+		t.Errorf("the next one: %s", status)
+	}
+}
+
+// The link is down, the sidecar is stopped and started, the runner is
+// restarted: the wish stays, and takes effect when the link is back.
+func TestCancelOutlivesEverything(t *testing.T) {
+	s := newSidecar(t)
+	stop := s.start()
+	pids := s.runEndless("endless")
+	s.vm.Refuse()
+	s.vm.Cut()
+	s.must("cancel", "endless", "--reason", "not wanted")
+	if out := s.must("jobs"); !strings.Contains(out, "is being cancelled") {
+		t.Errorf("jobs: %q", out)
+	}
+	stop()
+	s.run.Stop()
+	s.run.Start()
+	stop = s.start()
+	defer stop()
+	if j := s.is("endless", job.Running); j.CancelAsked.IsZero() {
+		t.Error("the wish is gone")
+	}
+	s.vm.Listen()
+	s.wantCancelled("endless", pids)
+}
+
+// The VM is reset under a job that is to be cancelled: it does not run again.
+func TestCancelThenReset(t *testing.T) {
+	s := newSidecar(t)
+	stop := s.start()
+	defer stop()
+	s.runEndless("endless")
+	s.vm.Refuse()
+	s.vm.Cut()
+	s.must("cancel", "endless")
+	s.run.Reboot()
+	s.vm.Listen()
+	status, _, folder := s.outcome("endless")
+	if r := result(t, folder); status != "cancelled" || r.Attempts != 1 {
+		t.Errorf("status %s, result %+v", status, r)
+	}
+}
+
+// Its request can't be written yet: when it is, the answer decides.
+func TestCancelOfWhatIsSent(t *testing.T) {
+	s := newSidecar(t)
+	s.vm.Set(func(f *vmtest.Faults) { f.FailRename = true })
+	stop := s.start()
+	defer stop()
+	script, _ := endless(t)
+	s.drop("endless.sh", script)
+	s.is("endless", job.Sending)
+	if out := s.must("cancel", "endless", "--reason", "not wanted"); !strings.Contains(out, "is cancelled") {
+		t.Errorf("cancel: %q", out)
+	}
+	s.vm.Set(func(f *vmtest.Faults) { f.FailRename = false })
+	status, _, folder := s.outcome("endless")
+	if r := result(t, folder); status != "cancelled" || r.Reason != "not wanted" {
+		t.Errorf("status %s, result %+v", status, r)
+	}
+}
+
+// While its outcome is fetched a job has ended: it can't be cancelled, and is
+// fetched again without being built again.
+func TestCancelAndRetryOfWhatIsFetched(t *testing.T) {
+	s := newSidecar(t)
+	s.vm.Set(func(f *vmtest.Faults) { f.ShortReads = "image.iso" })
+	stop := s.start()
+	defer stop()
+	count := filepath.Join(t.TempDir(), "count")
+	s.drop("image.sh", "echo ran >>'"+count+"'\nhead -c 100000 /dev/zero >\"$OUT/image.iso\"\n")
+	s.until("a fetch that does not work", func() bool {
+		out, _, code := s.osbuilder("show", "image")
+		return code == 0 && strings.Contains(out, "to be ")
+	})
+	if _, errs, code := s.osbuilder("cancel", "image"); code != exitFailed || !strings.Contains(errs, "already ended: it succeeded, and its outcome is on the way") {
+		t.Errorf("cancel: exit code %d, %q", code, errs)
+	}
+	s.vm.Set(func(f *vmtest.Faults) { f.ShortReads = "" })
+	if out := s.must("retry", "image"); !strings.Contains(out, "without being built again") {
+		t.Errorf("retry: %q", out)
+	}
+	if status, _, _ := s.outcome("image"); status != "succeeded" {
+		t.Errorf("status %s", status)
+	}
+	if runs, err := os.ReadFile(count); err != nil || string(runs) != "ran\n" {
+		t.Errorf("it ran %q, %v", runs, err)
 	}
 }
