@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 
@@ -276,6 +277,45 @@ func TestNoBuilderIsLeft(t *testing.T) {
 			until("end of the build", idle)
 		})
 	}
+	t.Run("cancelled", func(t *testing.T) {
+		p.Drop(t, "cancelled.sh", endless+"wait\n")
+		until("running build", func(n int) bool { return n > 1 })
+		// Up to the line that says that it builds, whatever is under way.
+		harness.Eventually(t, harness.StepTimeout, "line of the build", func() bool { return p.Logged(t, `"job":"cancelled"`, "it builds now") })
+		if out := p.Osbuilder(t, "jobs"); !strings.Contains(out, "  cancelled  running ") {
+			t.Errorf("osbuilder jobs: %q", out)
+		}
+		asked := time.Now()
+		if out := p.Osbuilder(t, "cancel", "cancelled.sh", "--reason", "by the test"); !strings.Contains(out, "is being cancelled") {
+			t.Errorf("osbuilder cancel: %q", out)
+		}
+		r := p.Outcome(t, "cancelled")
+		if r.Status != "cancelled" || r.Reason != "by the test" || r.Attempts != 1 || !strings.Contains(r.Log, "it builds now") {
+			t.Fatalf("status %s: %s\n%s", r.Status, r.Reason, r.Log)
+		}
+		until("end of the build", idle)
+		t.Logf("cancelled, and no builder left, after %s", time.Since(asked).Round(time.Millisecond))
+		if out := p.Osbuilder(t, "show", r.Job); !strings.Contains(out, "cancel-asked") || !strings.Contains(out, "published-cancelled") {
+			t.Errorf("osbuilder show: %s", out)
+		}
+	})
+	t.Run("cancelled though it ignores SIGTERM", func(t *testing.T) {
+		p.Drop(t, "stubborn.sh", "trap '' TERM\necho it goes on\nwhile :; do sleep 1; done\n")
+		harness.Eventually(t, harness.StepTimeout, "line of the job", func() bool { return p.Logged(t, `"job":"stubborn"`, "it goes on") })
+		asked := time.Now()
+		p.Osbuilder(t, "cancel", "stubborn")
+		if r := p.Outcome(t, "stubborn"); r.Status != "cancelled" || r.Reason != "cancelled by hand" {
+			t.Errorf("status %s: %s\n%s", r.Status, r.Reason, r.Log)
+		}
+		t.Logf("cancelled after %s", time.Since(asked).Round(time.Millisecond))
+	})
+	t.Run("too much memory", func(t *testing.T) {
+		// More than a job may hold, and less than the VM has.
+		p.Drop(t, "hungry.sh", "perl -e '$held = \"x\" x 1_700_000_000; print \"not ended\\n\"'\n")
+		if r := p.Outcome(t, "hungry"); r.Status != "failed" || !strings.Contains(r.Reason, "memory") {
+			t.Errorf("status %s: %s\n%s", r.Status, r.Reason, r.Log)
+		}
+	})
 	t.Run("timeout", func(t *testing.T) {
 		set(t, "JOB_TIMEOUT=30s")
 		defer set(t, "JOB_TIMEOUT=6h")

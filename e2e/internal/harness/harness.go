@@ -447,6 +447,16 @@ func Docker(t *testing.T, args ...string) string {
 	return string(out)
 }
 
+// Osbuilder asks the running daemon, as a person does. It must work.
+func (p *Project) Osbuilder(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := p.Compose(t.Context(), append([]string{"exec", "-T", "sidecar", "osbuilder"}, args...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
 // Kill9 ends the sidecar the hard way and starts it again.
 func (p *Project) Kill9(t *testing.T) {
 	t.Helper()
