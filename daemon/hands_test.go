@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"osbuilder/daemon/internal/hint"
 	"osbuilder/daemon/internal/vm"
@@ -28,6 +29,28 @@ func (s *sidecar) hurry() {
 		RetryMin: 20 * time.Millisecond, RetryMax: 100 * time.Millisecond,
 		Busy: 5 * time.Millisecond, Idle: 40 * time.Millisecond, Poll: 100 * time.Millisecond,
 	}
+}
+
+// inMemory has the folders of a test made in memory: how fast the disk is is not
+// what it is about. Where nothing can be mounted they lie on disk.
+func inMemory(t *testing.T) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "m") //nolint:usetesting // a short name: there are sockets below it
+	if err != nil {
+		t.Fatal(err)
+	}
+	mounted := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=500m") == nil
+	t.Cleanup(func() {
+		if mounted {
+			if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Setenv("TMPDIR", dir)
 }
 
 // said counts the lines of the daemon that hold a text.
@@ -139,6 +162,7 @@ func (s *sidecar) overwrite(at int64, data []byte) {
 // sidecar or while it is away: it is said once, the job's log has every byte,
 // and the job runs once.
 func TestPipeOutUnderOtherHands(t *testing.T) {
+	inMemory(t)
 	middle := func(s *sidecar) int64 {
 		info, err := os.Stat(s.out())
 		if err != nil {
@@ -219,6 +243,7 @@ func TestPipeOutUnderOtherHands(t *testing.T) {
 
 // The files of older generations, which were not read, are removed.
 func TestOldGenerationsRemoved(t *testing.T) {
+	inMemory(t)
 	s := newSidecar(t)
 	s.hurry()
 	stop := s.start()
@@ -272,6 +297,7 @@ func (s *sidecar) loseCheckpoint() {
 // checkpoint damaged, the sidecar then meets the hole, and has all told again:
 // the job runs once, and its log is whole.
 func TestConsumedAndCheckpointDamaged(t *testing.T) {
+	inMemory(t)
 	s := newSidecar(t)
 	s.hurry()
 	every := consumeEvery
@@ -315,6 +341,7 @@ func TestConsumedAndCheckpointDamaged(t *testing.T) {
 // The checkpoint is damaged, and nothing was freed yet: the VM's first hello
 // is older than the job.
 func TestCheckpointDamaged(t *testing.T) {
+	inMemory(t)
 	s := newSidecar(t)
 	s.hurry()
 	stop := s.start()
@@ -333,6 +360,7 @@ func TestCheckpointDamaged(t *testing.T) {
 // Somebody writes a script into pipe_in between our request and the runner's
 // look at it: the script runs, and our request is written again.
 func TestPipeInUnderOtherHands(t *testing.T) {
+	inMemory(t)
 	s := newSidecar(t)
 	s.hurry()
 	trace := filepath.Join(t.TempDir(), "trace")
@@ -370,6 +398,7 @@ func (s *sidecar) second() *sidecar {
 // jobs are not disturbed. Allowed to, it takes the VM over: the first one says
 // that it lost it, sees its running job to the end, and doesn't fight.
 func TestSecondSidecar(t *testing.T) {
+	inMemory(t)
 	s := newSidecar(t)
 	s.hurry()
 	stop := s.start()
@@ -422,6 +451,7 @@ func TestSecondSidecar(t *testing.T) {
 // Two sidecars on one state folder: the second one doesn't start, and says
 // why.
 func TestSecondOnTheSameState(t *testing.T) {
+	inMemory(t)
 	s := newSidecar(t)
 	s.hurry()
 	stop := s.start()

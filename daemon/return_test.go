@@ -20,6 +20,7 @@ func (s *sidecar) away(stop *func(), do func()) {
 // What the sidecar owned when it was stopped it takes up again: what runs in
 // the VM, what waits for a slot, and what was just dropped.
 func TestTakenUpAgain(t *testing.T) {
+	inMemory(t)
 	s := newSidecar(t)
 	s.hurry()
 	stop := s.start()
@@ -49,6 +50,7 @@ func TestTakenUpAgain(t *testing.T) {
 
 // A download goes on where it stopped.
 func TestDownloadTakenUpAgain(t *testing.T) {
+	inMemory(t)
 	s := newSidecar(t)
 	s.hurry()
 	const size = 8 << 20
@@ -95,6 +97,7 @@ func TestDownloadTakenUpAgain(t *testing.T) {
 // The VM is reset while the sidecar is away, once or more often: what ran runs
 // again, what had ended did so once, and what waited still does.
 func TestVMResetWhileAway(t *testing.T) {
+	inMemory(t)
 	for _, times := range []int{1, 3} {
 		t.Run(fmt.Sprint(times), func(t *testing.T) {
 			s := newSidecar(t)
@@ -139,6 +142,7 @@ func TestVMResetWhileAway(t *testing.T) {
 // The VM's data disk is replaced while the sidecar is away: the new one
 // doesn't know the job, which runs again there, as the next attempt.
 func TestDiskReplacedWhileAway(t *testing.T) {
+	inMemory(t)
 	for name, boots := range map[string]int{"fresh": 0, "booted more often than the old one": 4} {
 		t.Run(name, func(t *testing.T) {
 			s := newSidecar(t)

@@ -64,10 +64,8 @@ func (d *Dispatcher) withdrawn(ctx context.Context, f *flight, why string) error
 	if f.job.Cancel != nil {
 		return d.cancelled(ctx, f, f.job.Cancel)
 	}
-	if err := d.update(ctx, f, job.Deferred, why, nil); err != nil {
-		return err
-	}
-	return d.waits(ctx, f, why)
+	d.cfg.Log.Info("job waits", zap.String("job", f.job.Name), zap.String("id", string(f.job.ID)), zap.String("for", why))
+	return d.update(ctx, f, job.Deferred, why, func(j *job.Job) { j.Why = why })
 }
 
 // whose says why a builder that is another's takes no job of ours; empty if it
