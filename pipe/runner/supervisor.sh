@@ -61,7 +61,7 @@ if ((timeout > 0)); then
   ) </dev/null >/dev/null 2>&1 &
   watch=$!
 fi
-(echo ready) # whoever started it may be gone, and SIGPIPE must not end it
+(echo ready)                    # whoever started it may be gone, and SIGPIPE must not end it
 exec </dev/null >/dev/null 2>&1 # what bash itself has to say is not the job's output
 
 wait "$job"
