@@ -72,9 +72,9 @@ func (b *backend) Again(ctx context.Context, ended job.Job) (job.Job, error) {
 	if err != nil {
 		return j, err
 	}
-	// It is on record: should the dispatcher stop just now, the next start
-	// takes it up.
-	if err := b.dispatcher.Take(ctx, j.ID); err != nil && !errors.Is(err, dispatch.ErrStopped) {
+	// It is on record: should the dispatcher, or all of the daemon, stop just
+	// now, the next start takes it up.
+	if err := b.dispatcher.Take(ctx, j.ID); err != nil && !errors.Is(err, dispatch.ErrStopped) && ctx.Err() == nil {
 		return j, err
 	}
 	return j, nil

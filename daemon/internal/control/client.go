@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 
 	"osbuilder/daemon/internal/hint"
 	"osbuilder/daemon/internal/job"
@@ -64,13 +65,15 @@ func (c Client) Cancel(ctx context.Context, ref, reason string) (Job, error) {
 // Retry tries at once what a job waits to be tried again. Of one that ended it
 // makes a new job, which it returns.
 func (c Client) Retry(ctx context.Context, ref string) (Job, error) {
-	return c.ask(ctx, http.MethodPost, ref, "/retry", struct{}{})
+	return c.ask(ctx, http.MethodPost, ref, retryPath, struct{}{})
 }
 
 // Prioritize says which of the waiting jobs is next.
 func (c Client) Prioritize(ctx context.Context, ref string, priority int) (Job, error) {
 	return c.ask(ctx, http.MethodPost, ref, "/priority", map[string]any{"priority": priority})
 }
+
+const retryPath = "/retry"
 
 func (c Client) ask(ctx context.Context, method, ref, what string, body any) (j Job, err error) {
 	if ref == "" {
@@ -82,7 +85,11 @@ func (c Client) ask(ctx context.Context, method, ref, what string, body any) (j 
 
 // do asks and reads the answer.
 func (c Client) do(ctx context.Context, method, path string, body, into any) error {
-	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	bound := answerTime
+	if strings.HasSuffix(path, retryPath) {
+		bound = againTime
+	}
+	ctx, cancel := context.WithTimeout(ctx, bound)
 	defer cancel()
 	var data bytes.Buffer
 	if body != nil {

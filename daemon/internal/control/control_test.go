@@ -35,6 +35,8 @@ type records struct {
 	mu   sync.Mutex
 	jobs []job.Job
 	wait chan struct{} // InFlight waits for it
+	// again gets the context that Again has, and lets it go on.
+	again chan context.Context
 }
 
 func (r *records) add(name string, state job.State, change func(*job.Job)) job.ID {
@@ -124,6 +126,14 @@ func (r *records) Prioritize(_ context.Context, id job.ID, n int) (job.Job, erro
 }
 
 func (r *records) Again(ctx context.Context, ended job.Job) (job.Job, error) {
+	if r.again != nil {
+		r.again <- ctx
+		<-r.again
+		if err := ctx.Err(); err != nil {
+			return job.Job{}, err
+		}
+		defer close(r.again)
+	}
 	id := r.add(ended.Name, job.Queued, func(j *job.Job) { j.RetryOf = ended.ID })
 	return r.Get(ctx, id)
 }
@@ -408,6 +418,29 @@ func TestTooManyAsk(t *testing.T) {
 	}
 	if _, err := c.Jobs(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+// Who asks for a job again and leaves, or is tired of waiting, leaves no half
+// of a job behind: it is made, and the daemon knows it.
+func TestLeaveWhileItIsMadeAgain(t *testing.T) {
+	r := &records{again: make(chan context.Context)}
+	ended := r.add("a", job.Done, func(j *job.Job) { j.Acknowledged = true })
+	c := serve(t, r)
+	ctx, leave := context.WithCancel(t.Context())
+	asked := make(chan error)
+	go func() {
+		_, err := c.Retry(ctx, string(ended))
+		asked <- err
+	}()
+	daemon := <-r.again
+	leave()
+	if err := <-asked; !errors.Is(err, context.Canceled) {
+		t.Errorf("who left: %v", err)
+	}
+	r.again <- nil
+	if _, going := <-r.again; going || daemon.Err() != nil {
+		t.Errorf("its making ended with who asked: %v", daemon.Err())
 	}
 }
 

@@ -45,7 +45,7 @@ func FuzzRequest(f *testing.F) {
 		known.add("ended", job.Failed, nil)
 		s := &Server{Backend: known, Log: zap.NewNop()}
 		w := httptest.NewRecorder()
-		s.handler().ServeHTTP(w, r)
+		s.handler(t.Context()).ServeHTTP(w, r)
 		if w.Code >= http.StatusInternalServerError {
 			t.Errorf("%s %q %q: %d %s", method, target, body, w.Code, w.Body)
 		}

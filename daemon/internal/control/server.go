@@ -32,6 +32,7 @@ const (
 	maxAsking  = 16      // connections at once
 	pageSize   = 200     // jobs in an answer
 	answerTime = 30 * time.Second
+	againTime  = 10 * time.Minute // a retry that copies its source, of 2 GB at most
 	stopTime   = 5 * time.Second
 	maxNamed   = 10 // jobs of one name that a question back lists
 )
@@ -51,7 +52,8 @@ type Backend interface {
 	// Retry tries at once what a job in flight waits to be tried again.
 	Retry(ctx context.Context, id job.ID) (job.Job, error)
 	Prioritize(ctx context.Context, id job.ID, priority int) (job.Job, error)
-	// Again makes a new job that does again what an ended one did.
+	// Again makes a new job that does again what an ended one did. Its context
+	// is the daemon's: whoever asked may have left.
 	Again(ctx context.Context, ended job.Job) (job.Job, error)
 }
 
@@ -78,7 +80,7 @@ func (s *Server) Run(ctx context.Context) error {
 		return errors.Join(fmt.Errorf("close control socket to others: %w", err), plain.Close())
 	}
 	server := &http.Server{
-		Handler:           s.handler(),
+		Handler:           s.handler(ctx),
 		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: answerTime, IdleTimeout: 5 * time.Second,
 		MaxHeaderBytes: 8 << 10,
 		BaseContext:    func(net.Listener) context.Context { return ctx },
@@ -165,12 +167,17 @@ func (c *countedConn) Close() error {
 	return c.Conn.Close()
 }
 
-func (s *Server) handler() http.Handler {
+// handler answers until ctx, the daemon's, is over.
+func (s *Server) handler(ctx context.Context) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /jobs", s.answer(s.list))
 	mux.HandleFunc("GET /jobs/{ref}", s.answer(s.show))
 	mux.HandleFunc("POST /jobs/{ref}/cancel", s.answer(s.cancel))
-	mux.HandleFunc("POST /jobs/{ref}/retry", s.answer(s.retry))
+	mux.HandleFunc("POST /jobs/{ref}/retry", func(w http.ResponseWriter, r *http.Request) {
+		// Where it can't be put off, whoever asked is told too late, and the job is made all the same.
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(againTime))
+		s.answer(func(r *http.Request) (any, error) { return s.retry(ctx, r) })(w, r)
+	})
 	mux.HandleFunc("POST /jobs/{ref}/priority", s.answer(s.priority))
 	return mux
 }
@@ -282,7 +289,7 @@ func (s *Server) cancel(r *http.Request) (any, error) {
 	return s.changed(s.Backend.Cancel(r.Context(), j.ID, body.Reason))
 }
 
-func (s *Server) retry(r *http.Request) (any, error) {
+func (s *Server) retry(daemon context.Context, r *http.Request) (any, error) {
 	if err := read(r, &struct{}{}); err != nil {
 		return nil, err
 	}
@@ -293,7 +300,7 @@ func (s *Server) retry(r *http.Request) (any, error) {
 	if !j.State.Terminal() {
 		return s.changed(s.Backend.Retry(r.Context(), j.ID))
 	}
-	return s.changed(s.Backend.Again(r.Context(), j))
+	return s.changed(s.Backend.Again(daemon, j))
 }
 
 func (s *Server) priority(r *http.Request) (any, error) {
