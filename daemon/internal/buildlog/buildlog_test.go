@@ -302,7 +302,8 @@ func TestOpenWithoutMark(t *testing.T) {
 		"nothing more comes":               {"one\ntw", job.Mark{Attempt: 1, Whole: true}, "one\ntw"},
 		"no file":                          {"", job.Mark{Attempt: 1, Again: true}, ""},
 		"counted on after a copy came back": {
-			"one\n[osbuilder: attempt 101 begins, attempt 1 did not end]\ntwo\n", job.Mark{Attempt: 101, Again: true},
+			"one\n[osbuilder: attempt 101 begins, attempt 1 did not end]\ntwo\n",
+			job.Mark{Attempt: 101, Again: true},
 			"one\n[osbuilder: attempt 101 begins, attempt 1 did not end]\n",
 		},
 	} {

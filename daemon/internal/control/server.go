@@ -298,7 +298,7 @@ func (s *Server) retry(daemon context.Context, r *http.Request) (any, error) {
 		return nil, err
 	}
 	if !j.State.Terminal() {
-		return s.changed(s.Backend.Retry(r.Context(), j.ID))
+		return s.changed(s.Backend.Retry(r.Context(), j.ID)) //nolint:contextcheck // only what makes a job outlives whoever asked
 	}
 	return s.changed(s.Backend.Again(daemon, j))
 }
