@@ -46,6 +46,9 @@ end() {
   terminate
 }
 
+# Whoever started it may be gone, and with it the reader of what bash says of a
+# script that ends at once. A trap, not '': the job must not inherit it.
+trap : PIPE
 set -m # each job below is a process group of its own
 env "$mark" "$BASH" "$script" </dev/null >>"$log" 2>&1 &
 job=$!
