@@ -65,19 +65,19 @@ func bootISO(ctx context.Context, p *harness.Project, dir string) (string, error
 		return "", err
 	}
 	// Of two archives in one initramfs the second counts, where both have a file. It begins at a multiple of 4.
-	_, err = command(ctx, "docker", "run", "--rm", "--network", "none", "--volume", dir+":/work", p.Images+"/vm-rootfs", "bash", "-ec", `
+	_, err = command(ctx, "docker", "run", "--rm", "--network", "none", "--volume", dir+":/iso", p.Images+"/vm-rootfs", "bash", "-ec", `
 mkdir /tmp/more
-cp -R --no-dereference --preserve=mode /work/overlay /tmp/more/chaos
-cp /work/init /tmp/more/init
+cp -R --no-dereference --preserve=mode /iso/overlay /tmp/more/chaos
+cp /iso/init /tmp/more/init
 chmod -R u=rwX,go=rX /tmp/more
 chmod 755 /tmp/more/init /tmp/more/chaos/usr/lib/chaos/*
-xorriso -osirrox on -indev /work/product.iso -extract /live/initrd /tmp/initrd
+xorriso -osirrox on -indev /iso/product.iso -extract /live/initrd /tmp/initrd
 chmod u+w /tmp/initrd
 truncate -s %4 /tmp/initrd
 (cd /tmp/more && find . | cpio --quiet -R 0:0 -o -H newc) >>/tmp/initrd
-xorriso -indev /work/product.iso -outdev /work/boot.iso -boot_image any replay -update /tmp/initrd /live/initrd
-chmod 644 /work/boot.iso
-rm /work/product.iso`)
+xorriso -indev /iso/product.iso -outdev /iso/boot.iso -boot_image any replay -update /tmp/initrd /live/initrd
+chmod 644 /iso/boot.iso
+rm /iso/product.iso`)
 	return filepath.Join(dir, "boot.iso"), err
 }
 
