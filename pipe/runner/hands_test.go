@@ -24,7 +24,12 @@ func TestOtherHands(t *testing.T) {
 			if err := os.Remove(m.cfg.pipeIn()); err != nil {
 				return err
 			}
-			return os.MkdirAll(filepath.Join(m.cfg.pipeIn(), "with", "more"), 0o700)
+			// In one step: the runner is at it as soon as it is there.
+			aside := filepath.Join(m.cfg.Data, "aside")
+			if err := os.MkdirAll(filepath.Join(aside, "with", "more"), 0o700); err != nil {
+				return err
+			}
+			return os.Rename(aside, m.cfg.pipeIn())
 		}, "was a folder"},
 		"a folder renamed to pipe_in": {func(m *machine) error {
 			if err := os.Mkdir(m.cfg.Pipe+"/d", 0o700); err != nil {
