@@ -39,10 +39,10 @@ func TestRepeat(t *testing.T) {
 		"all but the rest": func(e pipe.Event) bool { return e.Hello == nil && e.Finished == nil },
 	} {
 		for _, noticed := range []bool{true, false} {
+			if !noticed && strings.HasPrefix(name, "the ") {
+				continue // nothing shows it but a number that is missing, which the link sees
+			}
 			t.Run(fmt.Sprintf("%s, noticed %t", name, noticed), func(t *testing.T) {
-				if !noticed && strings.HasPrefix(name, "the ") {
-					t.Skip("nothing shows it but a number that is missing, which the link sees")
-				}
 				b := newBench(t)
 				b.cfg.AnswerTimeout = time.Hour // nothing is healed by writing again
 				logs := b.observe()
