@@ -1,4 +1,4 @@
-.PHONY: help demo down clean test test-long chaos test-unit soak lint vm-iso check-nixos boot-nixos prove-nixos
+.PHONY: help demo down clean test test-long chaos test-unit soak fuzz lint vm-iso check-nixos boot-nixos prove-nixos
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,9 @@ test-unit: ## the Go tests alone, with the race detector
 
 soak: ## small jobs at speed for MINUTES=60: memory, goroutines, descriptors and files must not grow
 	@scripts/checks.sh soak
+
+fuzz: ## each fuzz test for FUZZTIME=60s; ONLY="FuzzParse FuzzRecord" for some
+	@scripts/checks.sh fuzz
 
 lint: ## the linters alone
 	@scripts/checks.sh lint

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# checks.sh lint|unit|seeds|e2e-build|soak: the checks that need no engine. Also what make test runs beside the building of images.
+# checks.sh lint|unit|seeds|fuzz|e2e-build|soak: the checks that need no engine. Also what make test runs beside the building of images.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -31,11 +31,27 @@ shell_files() {
   done
 }
 
+# fuzz_targets: each fuzz test as a line, its folder and its name.
+fuzz_targets() {
+  files -z '*_test.go' | xargs -0 grep '^func Fuzz' /dev/null | sed -n 's|^\(.*\)/[^/:]*:func \(Fuzz[A-Za-z0-9_]*\)(.*|./\1 \2|p' | sort
+}
+
+# fuzz: each fuzz test for FUZZTIME, one after another. What breaks one is kept in its testdata/fuzz.
+fuzz() {
+  local folder name rc=0
+  while read -r folder name; do
+    case " ${ONLY:-$name} " in *" $name "*) ;; *) continue ;; esac
+    printf '%s %s\n' "$folder" "$name"
+    go test -run '^$' -fuzz "^$name\$" -fuzztime "${FUZZTIME:-60s}" "$folder" </dev/null || rc=1
+  done < <(fuzz_targets)
+  return $rc
+}
+
 # fuzz_seeds: a fuzz test that has lost its seeds still passes, and tests next to nothing. So each is run, and must have been given
 # some, by f.Add or as files in testdata/fuzz: that there is a line with f.Add says nothing, its loop may find no files any more.
 fuzz_seeds() {
   local folders out rc=0 program
-  folders=$(files -z '*_test.go' | xargs -0 grep -l '^func Fuzz' /dev/null | while read -r file; do printf './%s\n' "$(dirname "$file")"; done | sort -u)
+  folders=$(fuzz_targets | cut -d' ' -f1 | sort -u)
   [ -n "$folders" ] || return 0
   # shellcheck disable=SC2016 # awk's own variables
   program='
@@ -80,7 +96,8 @@ case ${1:-} in
     fuzz_seeds
     ;;
   seeds) fuzz_seeds ;;
+  fuzz) fuzz ;;
   e2e-build) go test -race -tags e2e -c -o /dev/null ./e2e/... ;;
   soak) go test -tags soak -count 1 -timeout 0 -run Soak -v ./daemon -args -minutes "${MINUTES:-60}" ;;
-  *) die "checks.sh does not know «${1:-}»." "It knows lint, unit, seeds, e2e-build and soak." ;;
+  *) die "checks.sh does not know «${1:-}»." "It knows lint, unit, seeds, fuzz, e2e-build and soak." ;;
 esac
