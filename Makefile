@@ -1,4 +1,4 @@
-.PHONY: help demo down clean test test-long chaos test-unit soak fuzz lint vm-iso check-nixos boot-nixos prove-nixos
+.PHONY: help demo down clean test test-long chaos bench test-unit soak fuzz lint vm-iso check-nixos boot-nixos prove-nixos
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -23,6 +23,9 @@ chaos: ## jobs while everything under them is broken at random; SEED=1 JOBS=200 
 
 test-unit: ## the Go tests alone, with the race detector
 	@scripts/checks.sh unit
+
+bench: ## jobs a minute, JOBS=100, in one process and through the VM, beside the naive loop
+	@scripts/bench.sh
 
 soak: ## small jobs at speed for MINUTES=60: memory, goroutines, descriptors and files must not grow
 	@scripts/checks.sh soak

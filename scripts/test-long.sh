@@ -34,6 +34,7 @@ long chaos-3 env SEED=3 JOBS=200 scripts/chaos.sh
 long model go test -tags long -timeout 30m -run LargerBounds ./pipe/model
 long crash-points go test -tags long -v -timeout 12h -run 'TestStopped$' ./daemon
 long fuzz env FUZZTIME=60s ONLY= scripts/checks.sh fuzz
+long bench env JOBS=100 scripts/bench.sh
 long soak env MINUTES=60 scripts/checks.sh soak
 long chaos-naive env SEED=1 JOBS=20 CONTROL=naive scripts/chaos.sh
 

@@ -202,7 +202,7 @@ func (p *Project) Output(name ...string) string {
 
 // Drop puts a script into the jobs folder the way a careful person does: it
 // appears whole, under its name.
-func (p *Project) Drop(t *testing.T, name, script string) {
+func (p *Project) Drop(t testing.TB, name, script string) {
 	t.Helper()
 	tmp := p.Jobs("." + name + ".tmp")
 	if err := os.WriteFile(tmp, []byte(script), 0o644); err != nil {
@@ -285,7 +285,7 @@ func (p *Project) Outcome(t *testing.T, name string) Result {
 }
 
 // Eventually waits until done says so.
-func Eventually(t *testing.T, bound time.Duration, what string, done func() bool) {
+func Eventually(t testing.TB, bound time.Duration, what string, done func() bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), bound)
 	defer cancel()
@@ -319,7 +319,7 @@ next:
 
 // Dial opens a person's SSH connection to the VM, with the host key pinned to
 // the one that init made.
-func (p *Project) Dial(t *testing.T, user string, auth ...ssh.AuthMethod) (*ssh.Client, error) {
+func (p *Project) Dial(t testing.TB, user string, auth ...ssh.AuthMethod) (*ssh.Client, error) {
 	t.Helper()
 	if len(auth) == 0 {
 		auth = []ssh.AuthMethod{ssh.PublicKeys(p.Signer)}
@@ -331,7 +331,7 @@ func (p *Project) Dial(t *testing.T, user string, auth ...ssh.AuthMethod) (*ssh.
 }
 
 // HostKey reads the VM's public host key out of the sidecar's known_hosts.
-func (p *Project) HostKey(t *testing.T) ssh.PublicKey {
+func (p *Project) HostKey(t testing.TB) ssh.PublicKey {
 	t.Helper()
 	out, err := exec.CommandContext(t.Context(), "docker", "cp", p.Container(t, "sidecar")+":/keys/known_hosts", "-").Output()
 	if err != nil {
@@ -349,7 +349,7 @@ func (p *Project) HostKey(t *testing.T) ssh.PublicKey {
 }
 
 // Connect opens a person's connection and keeps trying while the VM boots.
-func (p *Project) Connect(t *testing.T) *ssh.Client {
+func (p *Project) Connect(t testing.TB) *ssh.Client {
 	t.Helper()
 	var client *ssh.Client
 	Eventually(t, BootTimeout, "SSH connection to the VM", func() bool {
@@ -362,7 +362,7 @@ func (p *Project) Connect(t *testing.T) *ssh.Client {
 }
 
 // OnVM runs a command as the VM's SSH user.
-func OnVM(t *testing.T, c *ssh.Client, command string) (string, error) {
+func OnVM(t testing.TB, c *ssh.Client, command string) (string, error) {
 	t.Helper()
 	s, err := c.NewSession()
 	if err != nil {
@@ -428,7 +428,7 @@ func (p *Project) ID(t *testing.T, drop string) string {
 }
 
 // Container returns the id of a service's container.
-func (p *Project) Container(t *testing.T, service string) string {
+func (p *Project) Container(t testing.TB, service string) string {
 	t.Helper()
 	out, err := p.Compose(t.Context(), "ps", "--all", "--quiet", service)
 	if err != nil {
@@ -438,7 +438,7 @@ func (p *Project) Container(t *testing.T, service string) string {
 }
 
 // Docker runs a docker command that must work.
-func Docker(t *testing.T, args ...string) string {
+func Docker(t testing.TB, args ...string) string {
 	t.Helper()
 	out, err := exec.CommandContext(t.Context(), "docker", args...).CombinedOutput()
 	if err != nil {
