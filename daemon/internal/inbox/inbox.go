@@ -371,6 +371,11 @@ const maxSaid = 20
 func (b *Inbox) wait(d *drop, name string, err error) {
 	// Each try has an ID of its own, which makes no news.
 	text := anyID.ReplaceAllString(err.Error(), "ID")
+	// Nor does it that other programs write and remove files meanwhile.
+	var full *disk.NoRoom
+	if errors.As(err, &full) {
+		text = "no room in " + full.Path
+	}
 	if d.said == text {
 		return
 	}

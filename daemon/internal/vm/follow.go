@@ -431,14 +431,14 @@ func (r *reading) look(ctx context.Context) error {
 	if d := r.check.rest(); d != nil {
 		return r.damaged(ctx, d)
 	}
-	size, err := r.f.size(ctx, r.g)
+	info, err := r.f.stat(ctx, r.g)
 	if err != nil {
 		return err
 	}
-	if size < r.offset {
+	if size := info.Size(); size < r.offset {
 		return r.damaged(ctx, &damage{r.position.Offset, r.f.shrunk(r.g, size, r.offset)})
 	}
-	final, missing, err := r.f.closed(ctx, r.g, size)
+	final, missing, err := r.f.closed(ctx, r.g, info)
 	if err != nil {
 		return err
 	}
@@ -505,11 +505,15 @@ func (f *follower) wait(ctx context.Context, d time.Duration, wake <-chan struct
 
 // size returns how long the file is that is open.
 func (f *follower) size(ctx context.Context, g *generation) (int64, error) {
-	info, err := call(ctx, f.link, f.t.Call, "look at "+g.path, g.file.Stat)
+	info, err := f.stat(ctx, g)
 	if err != nil {
 		return 0, err
 	}
 	return info.Size(), nil
+}
+
+func (f *follower) stat(ctx context.Context, g *generation) (fs.FileInfo, error) {
+	return call(ctx, f.link, f.t.Call, "look at "+g.path, g.file.Stat)
 }
 
 func (f *follower) shrunk(g *generation, size, offset int64) error {
@@ -519,8 +523,8 @@ func (f *follower) shrunk(g *generation, size, offset int64) error {
 // closed reports whether the runner has begun another generation, or is about
 // to: first it gives the file of this one its lasting name. One that somebody
 // removed can't get it; then the name pipe_out leads elsewhere, or nowhere for
-// a while, which is reported too. size is that of the file that is open.
-func (f *follower) closed(ctx context.Context, g *generation, size int64) (final, missing bool, err error) {
+// a while, which is reported too. open is of the file that is open.
+func (f *follower) closed(ctx context.Context, g *generation, open fs.FileInfo) (final, missing bool, err error) {
 	if g.broken == nil {
 		switch _, err := f.lstat(ctx, path.Join(f.dir, g.id.File())); {
 		case err == nil:
@@ -534,7 +538,9 @@ func (f *follower) closed(ctx context.Context, g *generation, size int64) (final
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, true, nil
 	}
-	if err != nil || g.broken == nil && info.Size() == size {
+	// One of the same length, written in the same second, is taken for this
+	// one, until its next event.
+	if err != nil || g.broken == nil && info.Size() == open.Size() && info.ModTime().Equal(open.ModTime()) {
 		return false, false, err
 	}
 	// It grew meanwhile, or is another one.
