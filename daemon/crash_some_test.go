@@ -9,5 +9,5 @@ const (
 	everything = false
 	pairs      = 60
 	again      = 20
-	sampling   = 20 * time.Second // of each kind that is chosen at random: where they take longer, it is fewer rounds
+	sampling   = 8 * time.Second // of each kind that is chosen at random: where they take longer, it is fewer rounds
 )

@@ -1,6 +1,6 @@
 //go:build e2e
 
-package e2e
+package vmimage
 
 import (
 	"archive/tar"
@@ -88,7 +88,7 @@ func (m *maker) pack(t *testing.T, more ...string) {
 	var packed bytes.Buffer
 	zipped := gzip.NewWriter(&packed)
 	w := tar.NewWriter(zipped)
-	err := w.AddFS(os.DirFS(filepath.Join(m.p.Root, "e2e", "testdata", "vmnixpkgs")))
+	err := w.AddFS(os.DirFS(filepath.Join(m.p.Root, "e2e", "vmimage", "testdata", "nixpkgs")))
 	for _, name := range more {
 		err = errors.Join(err, w.WriteHeader(&tar.Header{Name: name, Mode: 0o644}))
 	}
