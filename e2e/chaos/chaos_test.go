@@ -92,8 +92,32 @@ func TestChaos(t *testing.T) {
 	o := play(t, installation, plan)
 	r := Check(o)
 	fmt.Printf("seed %d, %d jobs, %d faults, %s\n%s", plan.Seed, len(plan.Jobs), len(o.Faults), time.Since(begin).Round(time.Second), r.Table(o))
+	told := make(map[string]bool)
 	for _, v := range r.Violations {
 		t.Error(v)
+		if !told[v.Job] {
+			told[v.Job] = true
+			evidence(t, installation, v.Job)
+		}
+	}
+}
+
+// evidence prints all that is known of a job, since nothing of it outlives the
+// test.
+func evidence(t *testing.T, m *machine, name string) {
+	t.Helper()
+	story, err := command(t.Context(), "docker", "exec", m.sidecar, "osbuilder", "show", name)
+	fmt.Printf("--- %s: %v\n%s", name, err, story)
+	log, err := command(t.Context(), "docker", "logs", m.sidecar)
+	fmt.Printf("--- the sidecar's log of it: %v\n", err)
+	for line := range strings.Lines(log) {
+		if strings.Contains(line, `"`+name+`"`) && !strings.Contains(line, `"build output"`) {
+			fmt.Print(line)
+		}
+	}
+	for _, out := range outcomes(t, m, name) {
+		log, err := m.agent(t.Context(), fmt.Sprintf("journalctl --no-pager -o short-iso | grep -F %s", out.ID))
+		fmt.Printf("--- the VM's log of %s since it was last reset: %v\n%s\n", out.ID, err, log)
 	}
 }
 

@@ -139,8 +139,10 @@ func checkJob(r *Report, o Observed, s Seen, times map[Execution]int) {
 		r.Outcomes[out.Status]++
 		r.Attempts += out.Attempts
 		deaths := o.during(s, Break.ofVM)
-		if out.Attempts > maxAttempts || out.Attempts > 1+deaths {
-			r.violate(name, UnexplainedAttempt, "%d attempts, the VM died %d times under it (%s)", out.Attempts, deaths, out.Reason)
+		unstarted := min(o.during(s, func(b Break) bool { return b == KillRunner }), notExecuted(out, times))
+		if out.Attempts > maxAttempts || out.Attempts > 1+deaths+unstarted {
+			r.violate(name, UnexplainedAttempt, "%d attempts, the VM died %d times under it, and %d did not begin because the runner died (%s)",
+				out.Attempts, deaths, unstarted, out.Reason)
 		}
 		for attempt := 1; attempt <= max(out.Attempts, maxAttempts); attempt++ {
 			n := times[Execution{Job: out.ID, Attempt: attempt}]
@@ -157,9 +159,21 @@ func checkJob(r *Report, o Observed, s Seen, times map[Execution]int) {
 		if expected && times[Execution{Job: out.ID, Attempt: out.Attempts}] == 0 {
 			r.violate(name, NotExecuted, "%s after %d attempts, the last of which never ran", out.Status, out.Attempts)
 		}
-		checkLog(r, s.Job, out, deaths, expected)
+		checkLog(r, s.Job, out, deaths+unstarted, expected)
 		checkImage(r, s.Job, out)
 	}
+}
+
+// notExecuted counts the attempts before the last that did not execute. A
+// runner that is killed between an attempt's marker and its unit leaves one:
+// the next runner can't know that, and does not start it a second time.
+func notExecuted(out Outcome, times map[Execution]int) (n int) {
+	for attempt := 1; attempt < out.Attempts; attempt++ {
+		if times[Execution{Job: out.ID, Attempt: attempt}] == 0 {
+			n++
+		}
+	}
+	return n
 }
 
 // during counts the faults that came between a job's drop and its outcome.
@@ -209,8 +223,8 @@ var (
 // checkLog holds build.log against what the job's attempts say, byte for byte.
 // A piece may be missing where a line says how long it was, and an attempt
 // may break off where a line says that the next one begins; both only if the
-// VM died.
-func checkLog(r *Report, j Job, out Outcome, deaths int, expected bool) {
+// VM died, or an attempt did not begin: cuts counts these.
+func checkLog(r *Report, j Job, out Outcome, cuts int, expected bool) {
 	v := logReader{want: j.Output(1), attempt: 1}
 	for line := range strings.Lines(out.Log) {
 		note := notePattern.FindStringSubmatch(line)
@@ -248,7 +262,7 @@ func checkLog(r *Report, j Job, out Outcome, deaths int, expected bool) {
 	if v.wrong != "" && (expected || !strings.Contains(v.wrongAt, "No space left")) {
 		r.violate(j.Name, LogDiffers, "%s, attempt %d: %s", out.ID, v.attempt, v.wrong)
 	}
-	if v.cuts > 0 && deaths == 0 {
+	if v.cuts > 0 && cuts == 0 {
 		r.violate(j.Name, UnexplainedCut, "%d, though the VM never died under it", v.cuts)
 	}
 }

@@ -59,6 +59,15 @@ func TestCheckAcceptsWhatIsPromised(t *testing.T) {
 		t.Errorf("a marked cut: %+v", r)
 	}
 
+	// A runner that is killed as it starts an attempt can leave one that never ran.
+	o = one()
+	out = &o.Jobs[0].Outcomes[0]
+	out.Log = "[osbuilder: attempt 2 begins, attempt 1 did not end]\n" + o.Jobs[0].Job.Output(2)
+	o.Faults[1].Break, o.Executions = KillRunner, o.Executions[1:]
+	if r := Check(o); len(r.Violations) > 0 || r.Cuts != 1 {
+		t.Errorf("an attempt that never began: %+v", r)
+	}
+
 	// A full disk is no fault of the job's, nor of the builder's.
 	o = one()
 	out = &o.Jobs[0].Outcomes[0]
@@ -84,6 +93,8 @@ func TestCheckFinds(t *testing.T) {
 		"never executed":  {func(o *Observed, _ *Outcome) { o.Executions = o.Executions[:1] }, []Wrong{NotExecuted}},
 		"no death":        {func(o *Observed, _ *Outcome) { o.Faults = o.Faults[:1] }, []Wrong{UnexplainedAttempt, UnexplainedCut}},
 		"died before":     {func(o *Observed, _ *Outcome) { o.Faults[1].To = start.Add(-time.Second) }, []Wrong{UnexplainedAttempt, UnexplainedCut}},
+		"runner killed":   {func(o *Observed, _ *Outcome) { o.Faults[1].Break = KillRunner }, []Wrong{UnexplainedAttempt, UnexplainedCut}},
+		"not begun":       {func(o *Observed, _ *Outcome) { o.Faults, o.Executions = o.Faults[:1], o.Executions[1:] }, []Wrong{UnexplainedAttempt, UnexplainedCut}},
 		"unknown attempt": {func(o *Observed, _ *Outcome) { o.Executions = append(o.Executions, Execution{"id", 3, "z"}) }, []Wrong{UnexplainedAttempt}},
 		"wrong status":    {func(_ *Observed, out *Outcome) { out.Status = "failed"; out.Files, out.Told = nil, nil }, []Wrong{WrongOutcome}},
 		"failed for room": {func(_ *Observed, out *Outcome) {
