@@ -148,7 +148,7 @@ func (a *attendant) bounded(f *pipe.Finished) error {
 func (a *attendant) lost(ctx context.Context) error {
 	o := outcome{Started: true, Finished: pipe.Finished{
 		Status: pipe.StatusInterrupted,
-		Reason: "its unit died without a result while it ran",
+		Reason: "it left no result: its unit died, or the runner did as it started it",
 	}}
 	switch {
 	case a.ran.Slot < 1:
