@@ -143,7 +143,7 @@ func (s *SQLite) Copy(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("copy store: %w", err)
 	}
 	name := filepath.Join(dir, filepath.Base(s.path)+"."+time.Now().UTC().Format(copyStamp))
-	if err := backUp(ctx, s.db, name); err != nil {
+	if err := backUp(ctx, s.path, name); err != nil {
 		return "", fmt.Errorf("copy store: %w", advise(ctx, err, s.path))
 	}
 	copies := Copies(s.path)
@@ -172,9 +172,16 @@ func (s *SQLite) roomForCopy() error {
 	return nil
 }
 
-// backUp writes a copy of the whole database that appears complete or not at
-// all, and that can be told from the original.
-func backUp(ctx context.Context, db *sql.DB, name string) error {
+// backUp writes a copy of the whole database at path that appears complete or
+// not at all, and that can be told from the original. It has a connection of
+// its own: the copy is of one moment, takes as long as the disk takes, and
+// meanwhile the others read and write.
+func backUp(ctx context.Context, path, name string) (err error) {
+	db, err := connect(path, url.Values{"mode": {"ro"}, "_pragma": {"busy_timeout(10000)"}})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
 	temp := name + ".tmp"
 	for _, left := range []string{temp, temp + "-journal"} {
 		if err := removeIfThere(left); err != nil {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -18,6 +19,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
+	"golang.org/x/sys/unix"
 
 	"osbuilder/daemon/internal/hint"
 	"osbuilder/daemon/internal/job"
@@ -337,63 +339,6 @@ func TestRestoreOfAnEarlierVersion(t *testing.T) {
 	}
 }
 
-// Stopped before any of its steps, restoring leaves what can be started or
-// restored again, and never an empty store.
-func TestRestoreStoppedAnywhere(t *testing.T) {
-	type stopped struct{}
-	for n := 1; ; n++ {
-		path := filepath.Join(t.TempDir(), "db")
-		s := filled(t, path)
-		copyNow(t, s)
-		closeStore(t, s)
-		if err := os.Truncate(path, 8192); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path+"-wal", []byte("of the damaged one"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		steps := 0
-		effect.Hook(func(string, string) {
-			if steps++; steps == n {
-				panic(stopped{})
-			}
-		})
-		func() {
-			defer effect.Hook(nil)
-			defer func() {
-				if r := recover(); r != nil {
-					if _, ok := r.(stopped); !ok {
-						panic(r)
-					}
-				}
-			}()
-			if _, err := Restore(t.Context(), path, ""); err != nil {
-				t.Errorf("step %d: %v", n, err)
-			}
-		}()
-		again, err := open(t.Context(), path, migrations)
-		if err != nil {
-			if !errors.Is(err, ErrDamaged) && len(hint.Of(err)) == 0 {
-				t.Errorf("stopped before step %d: %v", n, err)
-			}
-			if _, err := Restore(t.Context(), path, ""); err != nil {
-				t.Errorf("stopped before step %d, and restored again: %v", n, err)
-			}
-			again = openAt(t, path, migrations)
-		}
-		if got := list(t, again); len(got) != len(job.States) {
-			t.Errorf("stopped before step %d: %d jobs", n, len(got))
-		}
-		closeStore(t, again)
-		if steps < n {
-			if n < 8 {
-				t.Errorf("only %d steps were seen", n)
-			}
-			return
-		}
-	}
-}
-
 // One bit flips, anywhere in the file: the store is refused, with what to do,
 // or says which records are damaged; all others are as they were.
 func TestFlippedBits(t *testing.T) {
@@ -464,5 +409,72 @@ func TestFlippedBits(t *testing.T) {
 	t.Logf("%d refused, %d with records set aside, %d with indexes made anew, %d as before", refused, set, mended, same)
 	if refused == 0 || set == 0 || mended == 0 || same == 0 {
 		t.Error("the sample is too small")
+	}
+}
+
+// A copy that doesn't come to its end, as on a slow disk, holds up neither
+// those who read nor those who write.
+func TestCopyHoldsUpNobody(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	s := filled(t, path)
+	before := list(t, s)
+	// SQLite waits as it opens the file that the copy goes to, for as long as
+	// somebody has a lease on that.
+	begun := make(chan *os.File, 1)
+	effect.Hook(func(op, name string) {
+		if op != "write" || !strings.HasSuffix(name, ".tmp") {
+			return
+		}
+		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+		if err == nil {
+			_, err = unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		begun <- f
+	})
+	defer effect.Hook(nil)
+	copied := make(chan error, 1)
+	go func() {
+		_, err := s.Copy(t.Context())
+		copied <- err
+	}()
+	leased := <-begun
+	bound, cancel := context.WithTimeout(t.Context(), 20*time.Second) // less than the kernel waits for the lease
+	defer cancel()
+	// The copy is there when the lease is asked to be given back.
+	for kind := unix.F_WRLCK; kind == unix.F_WRLCK && bound.Err() == nil; runtime.Gosched() {
+		var err error
+		if kind, err = unix.FcntlInt(leased.Fd(), unix.F_GETLEASE, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, j := range before {
+		j.Why = "written beside the copy"
+		if _, err := s.Update(bound, j); err != nil {
+			t.Errorf("update: %v", err)
+		}
+	}
+	if _, err := s.Create(bound, queued("created")); err != nil {
+		t.Errorf("create: %v", err)
+	}
+	if err := s.SaveCheckpoint(bound, "vm", job.Checkpoint{}); err != nil {
+		t.Errorf("checkpoint: %v", err)
+	}
+	if _, err := s.Get(bound, "created"); err != nil {
+		t.Errorf("read: %v", err)
+	}
+	select {
+	case err := <-copied:
+		t.Errorf("the copy was not held: %v", err)
+		copied <- err
+	default:
+	}
+	if err := leased.Close(); err != nil { // gives the lease back
+		t.Fatal(err)
+	}
+	if err := <-copied; err != nil {
+		t.Error(err)
 	}
 }

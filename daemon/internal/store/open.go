@@ -97,9 +97,8 @@ func (s *SQLite) open(ctx context.Context, migrations []string) (err error) {
 	}
 	if s.db, err = connect(s.path, url.Values{
 		"_pragma": {
-			// Held from the first access until the file is closed, so that two
-			// sidecars can't both believe that the jobs are theirs.
-			"locking_mode(EXCLUSIVE)",
+			// Whoever copies the file reads it beside whoever writes it. Another
+			// process is kept out by hold.
 			"journal_mode(WAL)",
 			"synchronous(FULL)",
 		},
@@ -118,20 +117,29 @@ func (s *SQLite) open(ctx context.Context, migrations []string) (err error) {
 }
 
 // missing is an error if there should be records and there are none: an empty
-// store in their place would be all of them lost without a word.
+// store in their place would be all of them lost without a word, and what was
+// written ahead of a file that is empty would be removed.
 func (s *SQLite) missing() error {
 	info, err := os.Stat(s.path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if (err != nil || info.Size() == 0) && len(Copies(s.path)) > 0 {
+	switch {
+	case err == nil && info.Size() > 0:
+		return nil
+	case err != nil && fileExists(whatIsNext(s.path)):
+		return hint.With(errors.New("restoring it was broken off: the old file is set aside, and what comes into its place is not there yet"),
+			"Give the same command again: "+steps("restore"))
+	case len(Copies(s.path)) > 0:
 		return fmt.Errorf("%w: the file is gone or empty, though there are copies of it", ErrDamaged)
+	case fileExists(s.path + "-wal"):
+		return fmt.Errorf("%w: the file is gone or empty, though %s-wal is there, which was written ahead of it", ErrDamaged, s.path)
 	}
 	return nil
 }
 
-// connect opens a database, with one connection: an exclusive lock shuts out
-// any other of our own, too.
+// connect opens a database, with one connection: so its writes come one after
+// the other, and none is refused because of another.
 func connect(path string, query url.Values) (*sql.DB, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
@@ -178,7 +186,7 @@ func (s *SQLite) prepare(ctx context.Context, migrations []string) error {
 		return err
 	}
 	if version > 0 && version < len(migrations) {
-		if err := backUp(ctx, s.db, backupName(s.path, version)); err != nil {
+		if err := backUp(ctx, s.path, backupName(s.path, version)); err != nil {
 			return fmt.Errorf("copy it before changing it to version %d: %w", len(migrations), err)
 		}
 	}

@@ -9,8 +9,14 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
+	"osbuilder/daemon/internal/disk"
 	"osbuilder/daemon/internal/hint"
 	"osbuilder/pipe/effect"
 )
@@ -58,12 +64,17 @@ func unusable(ctx context.Context, path string) error {
 		"To go back to a copy all the same, name it. They lie in "+copiesDir(path)+".")
 }
 
-// restoring exchanges the store for what choose names. At every moment there is
-// a file in its place, if there was one before.
+// whatIsNext is what will be put into the store's place. From when it is whole
+// until it is there, no store is opened that is not in its place.
+func whatIsNext(path string) string { return path + ".restoring" }
+
+// restoring exchanges the store for what choose names. Stopped at any point it
+// can be done again, and nothing is lost: the old file leaves its place whole,
+// and the new one comes when nothing of the old is left there.
 func restoring(ctx context.Context, path string, choose func() (string, error)) (r Restoring, err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("restore %s: %w", path, advise(ctx, err, path))
+			err = fmt.Errorf("restore %s: %w", path, advise(ctx, full(err), path))
 		}
 	}()
 	held, err := hold(path)
@@ -71,55 +82,182 @@ func restoring(ctx context.Context, path string, choose func() (string, error)) 
 		return r, err
 	}
 	defer func() { err = errors.Join(err, held.Close()) }()
+	if err := fold(ctx, path); err != nil {
+		return r, err
+	}
 	if r.From, err = choose(); err != nil {
 		return r, err
 	}
-	temp := path + ".restoring"
-	for _, left := range []string{temp, temp + "-journal"} {
-		if err := removeIfThere(left); err != nil {
-			return r, err
-		}
-	}
-	if r.From == "" {
-		err = blank(ctx, temp)
-	} else {
-		err = copyCopy(ctx, r.From, temp)
-	}
-	if err == nil {
-		err = syncPath(temp)
-	}
-	if err != nil {
-		return r, errors.Join(err, removeIfThere(temp))
+	next := whatIsNext(path)
+	brokenOff := fileExists(next) && !fileExists(path)
+	if err := prepareNext(ctx, r.From, next); err != nil {
+		return r, err
 	}
 	if r.Kept, err = setFileAside(path); err != nil {
-		return r, errors.Join(err, removeIfThere(temp))
+		return r, err
 	}
-	if err := effect.Rename(temp, path); err != nil {
+	if r.Kept == "" && brokenOff {
+		r.Kept = lastAside(path)
+	}
+	if err := effect.Rename(next, path); err != nil {
 		return r, err
 	}
 	return r, syncPath(filepath.Dir(path))
 }
 
-// setFileAside gives the file a second name, under which it stays. What it has
-// written ahead goes along: it must not be taken for the next file's.
+// fold puts into the file what was written ahead of it: else it would be judged,
+// and kept, without that. A file that can't be read so far stays as it is.
+func fold(ctx context.Context, path string) (err error) {
+	if info, err := os.Stat(path); err != nil || info.Size() == 0 {
+		return nil // opened, an empty file would lose what was written ahead of it
+	}
+	defer func() {
+		var e *sqlite.Error
+		if errors.As(err, &e) && !slices.Contains(mendable, e.Code()&0xff) && !disk.Full(full(err)) {
+			err = nil
+		}
+	}()
+	db, err := connect(path, url.Values{"mode": {"rw"}})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	var version int
+	if err := db.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
+		return err
+	}
+	effect.Before("write", path)
+	_, err = db.ExecContext(ctx, `PRAGMA wal_checkpoint(TRUNCATE)`)
+	return err
+}
+
+// mendable are the kinds of errors that say nothing about what is in a file.
+var mendable = []int{
+	sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_FULL,
+	sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM,
+}
+
+// prepareNext makes what will be put in the store's place, whole under its name.
+func prepareNext(ctx context.Context, from, next string) (err error) {
+	temp := next + ".tmp"
+	for _, left := range []string{temp, temp + "-journal"} {
+		if err := removeIfThere(left); err != nil {
+			return err
+		}
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, removeIfThere(temp))
+		}
+	}()
+	if from == "" {
+		err = blank(ctx, temp)
+	} else {
+		err = copyCopy(ctx, from, temp)
+	}
+	if err != nil {
+		return err
+	}
+	if err := syncPath(temp); err != nil {
+		return err
+	}
+	if err := effect.Rename(temp, next); err != nil {
+		return err
+	}
+	return syncPath(filepath.Dir(next))
+}
+
+// besides are the files that belong to a database: what is written ahead of it,
+// and what undoes a change that was broken off.
+var besides = []string{"-wal", "-journal"}
+
+// setFileAside moves the file out of its place, with what belongs to it, and
+// returns under which name it is kept; "" if there was none. What belongs to it
+// has both names until the file itself has left: no other database is ever
+// beside it, and the file never without it.
 func setFileAside(path string) (string, error) {
-	aside := path + ".damaged-" + time.Now().UTC().Format(copyStamp)
-	for fileExists(aside) || fileExists(aside+"-wal") {
+	aside := path + asidePart + time.Now().UTC().Format(copyStamp)
+	for fileExists(aside) || fileExists(aside+"-wal") || fileExists(aside+"-journal") {
 		aside += "x"
 	}
-	for _, suffix := range []string{"-wal", "-shm"} {
-		if err := effect.Rename(path+suffix, aside+suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	for _, suffix := range besides {
+		if err := keepToo(path, suffix, aside); err != nil {
 			return "", err
 		}
 	}
-	switch err := effect.Link(path, aside); {
-	case err == nil:
-		return aside, nil
-	case errors.Is(err, fs.ErrNotExist):
-		return "", nil
-	default:
+	err := effect.Rename(path, aside)
+	if errors.Is(err, fs.ErrNotExist) {
+		aside = ""
+	} else if err != nil {
 		return "", err
 	}
+	if err := syncPath(filepath.Dir(path)); err != nil {
+		return "", err
+	}
+	for _, suffix := range append([]string{"-shm"}, besides...) { // the first one only caches
+		if err := removeIfThere(path + suffix); err != nil {
+			return "", err
+		}
+	}
+	return aside, syncPath(filepath.Dir(path))
+}
+
+const asidePart = ".damaged-"
+
+// keepToo gives what belongs to the file a name beside the one that the file
+// will have. Stopped before, it has one already.
+func keepToo(path, suffix, aside string) error {
+	info, err := os.Stat(path + suffix)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, name := range asides(path, suffix) {
+		if other, err := os.Stat(name); err != nil || !os.SameFile(info, other) {
+			continue
+		}
+		if !fileExists(path) {
+			return nil // beside the file, which has left
+		}
+		if err := effect.Remove(name); err != nil { // beside nothing
+			return err
+		}
+	}
+	return effect.Link(path+suffix, aside+suffix)
+}
+
+// asides returns what was set aside before and ends in suffix, oldest first.
+func asides(path, suffix string) []string {
+	entries, err := os.ReadDir(filepath.Dir(path))
+	if err != nil {
+		return nil
+	}
+	var names []string
+	for _, e := range entries {
+		name := e.Name()
+		if strings.HasPrefix(name, filepath.Base(path)+asidePart) && strings.HasSuffix(name, suffix) {
+			names = append(names, filepath.Join(filepath.Dir(path), name))
+		}
+	}
+	return names
+}
+
+// lastAside is the file that was set aside last.
+func lastAside(path string) string {
+	names := databases(asides(path, ""))
+	if len(names) == 0 {
+		return ""
+	}
+	return names[len(names)-1]
+}
+
+// databases leaves out what belongs to them.
+func databases(names []string) []string {
+	return slices.DeleteFunc(names, func(name string) bool {
+		return slices.ContainsFunc(append([]string{"-shm"}, besides...), func(suffix string) bool { return strings.HasSuffix(name, suffix) })
+	})
 }
 
 // blank makes a store with nothing in it.

@@ -150,7 +150,7 @@ func TestPathOfAnyLetters(t *testing.T) {
 
 func TestSettings(t *testing.T) {
 	s := openAt(t, filepath.Join(t.TempDir(), "db"), migrations)
-	for pragma, want := range map[string]string{"journal_mode": "wal", "synchronous": "2", "locking_mode": "exclusive"} {
+	for pragma, want := range map[string]string{"journal_mode": "wal", "synchronous": "2"} {
 		var got string
 		if err := s.db.QueryRowContext(t.Context(), "PRAGMA "+pragma).Scan(&got); err != nil || got != want {
 			t.Errorf("%s is %q, %v; want %q", pragma, got, err, want)
