@@ -369,9 +369,11 @@ func (w *round) through() bool {
 // settled reports that the sidecar says of every job that nothing is left to do.
 func (w *round) settled(ctx context.Context) bool {
 	n := 0
-	err := control.Client{Path: w.path("control")}.AllJobs(ctx, func(j control.Job) error {
-		if j.Settled {
-			n++
+	err := control.Client{Path: w.path("control")}.AllJobs(ctx, func(jobs []control.Job) error {
+		for _, j := range jobs {
+			if j.Settled {
+				n++
+			}
 		}
 		return nil
 	})

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -38,12 +37,14 @@ func (b *backend) Get(ctx context.Context, id job.ID) (job.Job, error) {
 }
 
 func (b *backend) List(ctx context.Context, after job.ID, limit int) ([]job.Job, error) {
-	jobs, damaged, err := b.records.List(ctx, after, limit)
-	sayDamaged(b.log, damaged)
-	if err == nil && len(jobs) == 0 && len(damaged) > 0 { // not the last page yet
-		return b.List(ctx, damaged[len(damaged)-1].ID, limit)
+	for {
+		jobs, damaged, err := b.records.List(ctx, after, limit)
+		sayDamaged(b.log, damaged)
+		if err != nil || len(jobs) > 0 || len(damaged) == 0 {
+			return jobs, err
+		}
+		after = damaged[len(damaged)-1].ID // not the last page yet
 	}
-	return jobs, err
 }
 
 func (b *backend) Named(ctx context.Context, name string, limit int) ([]job.Job, error) {
@@ -212,35 +213,89 @@ func retryText(j control.Job) string {
 	}
 }
 
-// listJobs writes the jobs, aligned over all of them.
+// listJobs writes the jobs, of all on record a page at a time.
 func listJobs(ctx context.Context, c control.Client, out io.Writer, all, asJSON bool) error {
-	var jobs []control.Job
-	var err error
-	if all {
-		jobs = []control.Job{}
-		err = c.AllJobs(ctx, func(j control.Job) error {
-			jobs = append(jobs, j)
-			return nil
-		})
-	} else {
-		jobs, err = c.Jobs(ctx)
+	list := lister(&tableOfJobs{table: control.Table{Out: out, Now: time.Now()}, all: all})
+	if asJSON {
+		list = &jsonOfJobs{out: out}
 	}
-	switch {
-	case err != nil:
-		return err
-	case asJSON:
-		return writeJSON(out, jobs)
-	case len(jobs) > 0:
-		w := bufio.NewWriter(out)
-		if err := control.WriteJobs(w, jobs, time.Now()); err != nil {
+	if all {
+		if err := c.AllJobs(ctx, list.add); err != nil {
 			return err
 		}
-		return w.Flush()
-	case all:
-		_, err = fmt.Fprintln(out, "no job is on record")
-	default:
-		_, err = fmt.Fprintln(out, "no job waits or runs; osbuilder jobs --all lists those that ended")
+		return list.end()
 	}
+	jobs, err := c.Jobs(ctx)
+	if err != nil {
+		return err
+	}
+	if err := list.add(jobs); err != nil {
+		return err
+	}
+	return list.end()
+}
+
+// A lister writes jobs as they come.
+type lister interface {
+	add(jobs []control.Job) error
+	end() error
+}
+
+type tableOfJobs struct {
+	table      control.Table
+	all, begun bool
+}
+
+func (t *tableOfJobs) add(jobs []control.Job) error {
+	if len(jobs) == 0 {
+		return nil
+	}
+	t.begun = true
+	return t.table.Write(jobs)
+}
+
+func (t *tableOfJobs) end() error {
+	text := "no job waits or runs; osbuilder jobs --all lists those that ended"
+	switch {
+	case t.begun:
+		return nil
+	case t.all:
+		text = "no job is on record"
+	}
+	_, err := fmt.Fprintln(t.table.Out, text)
+	return err
+}
+
+// jsonOfJobs writes one array, as writeJSON would.
+type jsonOfJobs struct {
+	out   io.Writer
+	begun bool
+}
+
+func (a *jsonOfJobs) add(jobs []control.Job) error {
+	for _, j := range jobs {
+		text, err := json.MarshalIndent(j, "  ", "  ")
+		if err != nil {
+			return err
+		}
+		between := "[\n  "
+		if a.begun {
+			between = ",\n  "
+		}
+		a.begun = true
+		if _, err := fmt.Fprintf(a.out, "%s%s", between, text); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *jsonOfJobs) end() error {
+	text := "[]\n"
+	if a.begun {
+		text = "\n]\n"
+	}
+	_, err := io.WriteString(a.out, text)
 	return err
 }
 

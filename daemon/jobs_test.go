@@ -2,14 +2,21 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
+
+	"go.uber.org/zap/zaptest"
 
 	"osbuilder/daemon/internal/control"
 	"osbuilder/daemon/internal/job"
+	"osbuilder/daemon/internal/store"
 	"osbuilder/daemon/internal/vmtest"
 )
 
@@ -352,5 +359,79 @@ func TestCancelAndRetryOfWhatIsFetched(t *testing.T) {
 	}
 	if runs, err := os.ReadFile(count); err != nil || string(runs) != "ran\n" {
 		t.Errorf("it ran %q, %v", runs, err)
+	}
+}
+
+// onFirst calls f before the first write.
+type onFirst struct {
+	bytes.Buffer
+	f func()
+}
+
+func (w *onFirst) Write(b []byte) (int, error) {
+	if w.f != nil {
+		w.f()
+		w.f = nil
+	}
+	return w.Buffer.Write(b)
+}
+
+// All jobs are written a page at a time: one that came on record when the first
+// page was written is on a later one.
+func TestAllJobsPageByPage(t *testing.T) {
+	records, err := store.Open(t.Context(), filepath.Join(t.TempDir(), database))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer records.Close()
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	n := 0
+	record := func(count int) {
+		jobs := make([]job.Job, count)
+		for i := range jobs {
+			created := at.Add(time.Duration(n) * time.Second)
+			jobs[i] = job.Job{ID: job.NewID(created, uint64(n)), Name: fmt.Sprint("job-", n), State: job.Done, Created: created, Updated: created}
+			n++
+		}
+		if _, err := records.CreateAll(t.Context(), jobs); err != nil {
+			t.Error(err)
+		}
+	}
+	record(500)
+	socket := filepath.Join(t.TempDir(), "control.sock")
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	server := control.Server{Path: socket, Backend: &backend{records: records, log: zaptest.NewLogger(t)}, Log: zaptest.NewLogger(t)}
+	go func() { done <- server.Run(ctx) }()
+	defer func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	client := control.Client{Path: socket}
+	for client.AllJobs(t.Context(), func([]control.Job) error { return nil }) != nil && t.Context().Err() == nil {
+		runtime.Gosched() // it does not listen yet
+	}
+	for _, asJSON := range []bool{false, true} {
+		out := &onFirst{f: func() { record(1) }}
+		if err := listJobs(t.Context(), client, out, true, asJSON); err != nil {
+			t.Fatal(err)
+		}
+		got := strings.Count(out.String(), "\n") - 1 // without the header
+		if asJSON {
+			var jobs []control.Job
+			if err := json.Unmarshal(out.Bytes(), &jobs); err != nil {
+				t.Fatalf("%v: %.300s", err, out)
+			}
+			got = len(jobs)
+			var whole bytes.Buffer
+			if err := writeJSON(&whole, jobs); err != nil || whole.String() != out.String() {
+				t.Errorf("%v: it has not the form of one list: %.300s", err, out)
+			}
+		}
+		if got != n {
+			t.Errorf("JSON: %t: %d jobs, want %d", asJSON, got, n)
+		}
 	}
 }

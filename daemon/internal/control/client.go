@@ -31,22 +31,20 @@ func (c Client) Jobs(ctx context.Context) ([]Job, error) {
 	return p.Jobs, err
 }
 
-// AllJobs hands every job on record to f, the oldest first, until f returns an
-// error.
-func (c Client) AllJobs(ctx context.Context, f func(Job) error) error {
+// AllJobs hands every job on record to f, the oldest first and a page at a
+// time, until f returns an error.
+func (c Client) AllJobs(ctx context.Context, f func([]Job) error) error {
 	var after job.ID
 	for {
 		var p page
 		if err := c.do(ctx, http.MethodGet, "/jobs?all=yes&after="+url.QueryEscape(string(after)), nil, &p); err != nil {
 			return err
 		}
-		for _, j := range p.Jobs {
-			if err := f(j); err != nil {
-				return err
-			}
-		}
 		if p.Next == "" {
 			return nil
+		}
+		if err := f(p.Jobs); err != nil {
+			return err
 		}
 		after = p.Next
 	}

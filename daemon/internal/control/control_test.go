@@ -222,11 +222,16 @@ func TestAllJobs(t *testing.T) {
 	}
 	c := serve(t, r)
 	n := 0
-	if err := c.AllJobs(t.Context(), func(j Job) error {
-		if j.ID != r.jobs[n].ID {
-			t.Fatalf("the %dth is %s", n, j.ID)
+	if err := c.AllJobs(t.Context(), func(jobs []Job) error {
+		if len(jobs) == 0 || len(jobs) > pageSize {
+			t.Errorf("a page of %d jobs", len(jobs))
 		}
-		n++
+		for _, j := range jobs {
+			if j.ID != r.jobs[n].ID {
+				t.Fatalf("the %dth is %s", n, j.ID)
+			}
+			n++
+		}
 		return nil
 	}); err != nil || n != count {
 		t.Errorf("%d jobs, %v", n, err)
@@ -490,6 +495,18 @@ func TestText(t *testing.T) {
 		"20260102-030408-000000  y            running  0         1        1h00m  is being cancelled\n"
 	if diff := cmp.Diff(want, b.String()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+
+	// Page by page, a column that was wide stays so.
+	b.Reset()
+	table := Table{Out: &b, Now: now}
+	for _, page := range [][]Job{jobs[:2], jobs[2:3], nil, jobs[3:]} {
+		if err := table.Write(page); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if diff := cmp.Diff(want, b.String()); diff != "" {
+		t.Errorf("in pages (-want +got):\n%s", diff)
 	}
 
 	b.Reset()

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 
 	"osbuilder/daemon/internal/disk"
 	"osbuilder/daemon/internal/job"
@@ -14,12 +15,49 @@ import (
 
 // WriteJobs writes jobs for people: one a line, aligned.
 func WriteJobs(w io.Writer, jobs []Job, now time.Time) error {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "ID\tNAME\tSTATE\tPRIORITY\tATTEMPT\tAGE\t")
-	for _, j := range jobs {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\t%s\t%s\n", j.ID, plain(j.Name), j.State, j.Priority, attempt(j), age(j.Created, now), plain(remark(j)))
+	return (&Table{Out: w, Now: now}).Write(jobs)
+}
+
+// A Table is what WriteJobs writes, page by page: of a million jobs none but
+// the page's are held. A column that was wide once stays so.
+type Table struct {
+	Out io.Writer
+	Now time.Time
+
+	widths []int
+}
+
+var header = []string{"ID", "NAME", "STATE", "PRIORITY", "ATTEMPT", "AGE", ""}
+
+// Write adds jobs.
+func (t *Table) Write(jobs []Job) error {
+	var rows [][]string
+	if t.widths == nil {
+		t.widths = make([]int, len(header))
+		rows = append(rows, header)
 	}
-	return t.Flush()
+	for _, j := range jobs {
+		rows = append(rows, []string{
+			string(j.ID), plain(j.Name), string(j.State), fmt.Sprint(j.Priority), attempt(j), age(j.Created, t.Now), plain(remark(j)),
+		})
+	}
+	last := len(header) - 1
+	for _, row := range rows {
+		for i, cell := range row[:last] {
+			t.widths[i] = max(t.widths[i], utf8.RuneCountInString(cell))
+		}
+	}
+	var b strings.Builder
+	for _, row := range rows {
+		for i, cell := range row[:last] {
+			b.WriteString(cell)
+			b.WriteString(strings.Repeat(" ", t.widths[i]-utf8.RuneCountInString(cell)+2))
+		}
+		b.WriteString(row[last])
+		b.WriteByte('\n')
+	}
+	_, err := io.WriteString(t.Out, b.String())
+	return err
 }
 
 func attempt(j Job) string {
