@@ -80,7 +80,7 @@ func jobTimeout() time.Duration {
 	if jobs() > 50 {
 		return 3 * time.Minute
 	}
-	return time.Minute
+	return 100 * time.Second
 }
 
 func jobs() int { return int(number("OSBUILDER_CHAOS_JOBS", 20)) }
