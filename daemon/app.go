@@ -20,6 +20,7 @@ import (
 
 	"osbuilder/daemon/internal/buildlog"
 	"osbuilder/daemon/internal/config"
+	"osbuilder/daemon/internal/console"
 	"osbuilder/daemon/internal/control"
 	"osbuilder/daemon/internal/deliver"
 	"osbuilder/daemon/internal/disk"
@@ -70,7 +71,7 @@ func run(ctx context.Context, cfg config.Config, stdout io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	links, err := identify(found, cfg.Paths.Keys)
+	links, err := identify(found, cfg.Paths.Keys, console.Folder(cfg.Paths.Status))
 	if err != nil {
 		return err
 	}
@@ -312,7 +313,7 @@ func (s remote) Copy(ctx context.Context, path string, offset int64, w io.Writer
 }
 
 // identify says how to reach each builder, with the keys that init has made.
-func identify(found []config.Builder, keys string) ([]vm.Config, error) {
+func identify(found []config.Builder, keys string, status console.Folder) ([]vm.Config, error) {
 	name := filepath.Join(keys, "id_ed25519")
 	key, err := os.ReadFile(name)
 	if err != nil {
@@ -328,7 +329,7 @@ func identify(found []config.Builder, keys string) ([]vm.Config, error) {
 	}
 	links := make([]vm.Config, len(found))
 	for i, b := range found {
-		links[i] = vm.Config{Name: b.Name, Addr: b.Addr, User: "builder", Signer: signer, HostKeys: hosts}
+		links[i] = vm.Config{Name: b.Name, Addr: b.Addr, User: "builder", Signer: signer, HostKeys: hosts, Console: status.Of(b.Name)}
 	}
 	return links, nil
 }

@@ -234,7 +234,7 @@ func TestVMResetUnderAJob(t *testing.T) {
 }
 
 func TestKeysMissing(t *testing.T) {
-	_, err := identify(nil, t.TempDir())
+	_, err := identify(nil, t.TempDir(), "")
 	if err == nil || len(hint.Of(err)) == 0 {
 		t.Errorf("error %v, hints %q: want both", err, hint.Of(err))
 	}

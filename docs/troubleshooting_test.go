@@ -67,7 +67,8 @@ var shell = []struct{ glob, words string }{
 	{"vmimage/nixos/store/store", `die`},
 	{"vmimage/qemu/entrypoint.sh", `die \S+|warn`},
 	{"vmimage/qemu/start-hook.sh", `echo`},
-	{"vmimage/qemu/watch-room.sh", `echo`},
+	{"vmimage/qemu/watch-vm.sh", `echo`},
+	{"vmimage/qemu/status.sh", `echo`},
 }
 
 // quiet are scripts whose lines of the kind may be in the document: most of

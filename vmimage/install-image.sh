@@ -13,7 +13,15 @@ given=${GIVEN_ISO:-/given/boot.iso}
 
 say() { echo "vmimage: $*"; }
 
+# status WORD [TEXT]: making, ready or failed, for the sidecar, which says it while drops wait. Never a reason to stop.
+status_dir=${STATUS_DIR:-/status}
+status() {
+  [ -d "$status_dir" ] || return 0
+  { echo "$*" >"$status_dir/image.new" && mv "$status_dir/image.new" "$status_dir/image"; } 2>/dev/null || :
+}
+
 fail() {
+  status failed "$*"
   rm -f "$new" "$note.new.$run"
   echo "vmimage: $*" >&2
   exit 1
@@ -50,7 +58,7 @@ read_note() {
 }
 
 # image_is KEY: whether the ISO that is there was made from KEY. Its digest is in sum.
-image_is() { read_note && [ "$key" = "$1" ]; }
+image_is() { read_note && [ "$key" = "$1" ] && status ready; }
 
 # digest FILE
 digest() {
@@ -82,6 +90,7 @@ put_image() {
     fail "the ISO is in place, but its note cannot be written into $storage (disk full?)"
   fi
   sync "$storage"
+  status ready
   if [ -z "$had" ]; then
     say "the VM's ISO was put into its storage (sha256 $got)"
   elif [ "$sum" = "$got" ]; then

@@ -5,16 +5,21 @@
 # One is our own, for tests: BOOT_MEDIA=cd, usb-cd or usb-disk says as what the
 # ISO is attached. Empty: as qemux/qemu does, a hybrid ISO by USB, any other as
 # a CD on SCSI.
+# STATUS_DIR, if set, is a folder where the sidecar is told how it is with QEMU.
 # SIGTERM presses the VM's power button; after TIMEOUT seconds QEMU is ended.
 set -euo pipefail
 shopt -s extglob
 
-run=/run/osbuilder
+lib=$(dirname "${BASH_SOURCE[0]}")
+run=${RUN_DIR:-/run/osbuilder} storage=${STORAGE:-/storage}
+# shellcheck source=vmimage/qemu/status.sh
+. "$lib/status.sh"
 say() { echo "qemu: $*"; }
 warn() { echo "qemu: warning: $*"; }
-# die CODE MESSAGE
+# die CODE MESSAGE [WORD]: WORD is for the sidecar
 die() {
   echo "qemu: $2" >&2
+  osb_state "${3:-ended}" "$2"
   exit "$1"
 }
 
@@ -28,19 +33,20 @@ bytes() {
 mib() { echo "$(($1 >> 20)) MiB"; }
 
 find_iso() {
-  local f
+  local f why
   case ${BOOT:-none} in
     none) ;;
     *) die 64 "BOOT=$BOOT: nothing is ever downloaded here; leave it at none, and the VM boots /storage/boot.iso" ;;
   esac
-  for f in /boot.iso /storage/boot.iso; do
+  for f in /boot.iso "$storage/boot.iso"; do
     [[ -e $f ]] || continue
-    [[ -f $f && -s $f ]] || die 64 "$f is no file or empty: run the service that makes the VM's ISO again (docker compose up vmimage)"
-    [[ $(head -c 32774 "$f" | tail -c 5) == CD001 ]] || die 64 "$f is no ISO image: remove it, then make it again (docker compose up vmimage)"
+    [[ -f $f && -s $f ]] || die 64 "$f is no file or empty: run the service that makes the VM's ISO again (docker compose up vmimage)" image
+    why=$(osb_no_iso "$f")
+    [[ -z $why ]] || die 64 "$why: remove it, then make it again (docker compose up vmimage)" unusable
     iso=$f
     return
   done
-  die 64 "there is neither /boot.iso nor /storage/boot.iso: run the service that makes the VM's ISO (docker compose up vmimage)"
+  die 64 "there is neither /boot.iso nor $storage/boot.iso: run the service that makes the VM's ISO (docker compose up vmimage)" image
 }
 
 set_cpus() {
@@ -95,10 +101,10 @@ set_ram() {
 # set_disk: made if absent, grown if DISK_SIZE grew, else left as it is.
 set_disk() {
   local want is free
-  disk=/storage/data.img
+  disk=$storage/data.img
   want=$(bytes "${DISK_SIZE:-64G}") || die 64 "DISK_SIZE=$DISK_SIZE is no size: 128G, say"
   ((want >= 1 << 30)) || die 64 "DISK_SIZE=$DISK_SIZE: the VM needs 1G or more"
-  [[ -w /storage ]] || die 64 "/storage is not writable: mount a volume there"
+  [[ -w $storage ]] || die 64 "$storage is not writable: mount a volume there"
   if [[ ! -e $disk ]]; then
     truncate -s "$want" "$disk" || die 64 "cannot make $disk"
     say "data disk: made, $((want >> 30)) GiB, sparse"
@@ -111,7 +117,7 @@ set_disk() {
   elif ((is > want)); then
     warn "DISK_SIZE=$DISK_SIZE is less than the data disk has, $((is >> 30)) GiB: a disk is never shrunk, it stays as it is"
   fi
-  free=$(df --output=avail -B 1 /storage | tail -n 1)
+  free=$(df --output=avail -B 1 "$storage" | tail -n 1)
   if ((is - $(stat -c %b "$disk") * 512 > free)); then
     warn "the data disk may grow to $((is >> 30)) GiB, but the host has $((free >> 30)) GiB free: when that is used up the VM stands still until there is room"
   fi
@@ -211,8 +217,9 @@ ip=${IP:-10.0.2.15}
 [[ $ip =~ ^10\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}$ && $ip != *.@(1|3) ]] || die 64 "IP=$ip: an address in 10.0.0.0/8 that does not end in .1 or .3, 10.0.2.15 for one"
 net=${ip%.*}
 
+OSB_LIB=$lib
 # shellcheck source=vmimage/qemu/start-hook.sh
-. /usr/lib/osbuilder/start-hook.sh
+. "$lib/start-hook.sh"
 if [[ $KVM == Y ]]; then
   accel=(-accel kvm -cpu host)
 else
@@ -223,10 +230,11 @@ mkdir -p "$run"
 rm -f "$run"/*.sock
 set_media
 set_firmware
+osb_console
 command=(
   qemu-system-x86_64 -name builder -no-user-config -nodefaults -display none
   -machine pc "${firmware[@]}" "${accel[@]}" -smp "$cpus" -m "${ram}M"
-  -chardev "stdio,id=console,signal=off" -serial chardev:console
+  -chardev "stdio,id=console,signal=off$console_log" -serial chardev:console
   -monitor "unix:$run/monitor.sock,server=on,wait=off" -qmp "unix:$run/qmp.sock,server=on,wait=off"
   "${boot_media[@]}"
   -drive "file=$disk,if=none,id=data,format=raw,cache=writeback,discard=unmap,detect-zeroes=unmap"
@@ -239,10 +247,11 @@ command=(
 )
 say "booting $iso with $cpus cores, $ram MiB of memory"
 stopping='' forced=''
+osb_state running
 "${command[@]}" </dev/null &
 qemu=$!
 trap stop_vm TERM INT
-/usr/lib/osbuilder/watch-room.sh "$run/monitor.sock" /storage </dev/null & # ends with the container
+"$lib/watch-vm.sh" "$run/monitor.sock" "$storage" </dev/null & # ends with the container
 
 # wait returns early when a signal came; what counts is QEMU's own end.
 # (Bash would report a killed one in words of its own.)
@@ -255,8 +264,10 @@ if [[ -n $stopping ]]; then
 fi
 exec 2>&3
 if [[ -n $forced ]]; then
+  osb_state off
   exit 143
 elif ((status != 0)); then
   die "$status" "QEMU ended with status $status: its message is above"
 fi
 say "the VM is off"
+osb_state off

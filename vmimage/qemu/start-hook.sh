@@ -3,7 +3,8 @@
 # compose.yaml binds it over /run/start.sh, the hook file of qemux/qemu, which
 # its entry script sources first of all; the entry point of vmimage/qemu sources
 # it too. KVM in the environment: empty means find out, Y and N override.
-# Afterwards KVM is Y or N.
+# Afterwards KVM is Y or N. In qemux/qemu it also sees to it that the sidecar is
+# told what it can't see: see status.sh.
 #
 # A device file proves little. Without /dev/kvm in the container the node is
 # made here (compose cannot name a device that some hosts lack; it gives
@@ -70,6 +71,7 @@ osb_kvm() {
     [Yy] | [Yy][Ee][Ss] | 1 | [Tt]rue | [Oo]n)
       KVM=Y
       if ! why=$(osb_kvm_open); then
+        osb_tell ended "KVM is not usable, but KVM=Y is set: $why"
         echo "KVM: not usable, but KVM=Y is set: $why. Leave KVM empty to do without." >&2
         exit 88
       fi
@@ -82,7 +84,7 @@ osb_kvm() {
         why="this host is an arm64 one and the VM is not; compose.arm64.yaml runs an arm64 VM"
       elif why=$(osb_kvm_open); then
         # qemux/qemu refuses KVM on a CPU without these flags, whatever opens.
-        if [ -f /run/proc.sh ] && [ "$(uname -m)" = x86_64 ] && ! grep -qwE 'vmx|svm' /proc/cpuinfo; then
+        if [ -f "${OSB_PROC:-/run/proc.sh}" ] && [ "$(uname -m)" = x86_64 ] && ! grep -qwE 'vmx|svm' /proc/cpuinfo; then
           why="the CPU shows neither vmx nor svm"
         else
           dir=$(mktemp -d)
@@ -92,6 +94,7 @@ osb_kvm() {
       fi
       ;;
     *)
+      osb_tell ended "KVM=$KVM is not understood: Y, N, or empty to find out"
       echo "KVM=$KVM is not understood: Y, N, or empty to find out" >&2
       exit 64
       ;;
@@ -99,6 +102,58 @@ osb_kvm() {
   if [ "$KVM" = Y ]; then echo "KVM: yes"; else echo "KVM: no, the VM will be slow: $why"; fi
 }
 
+# osb_tell WORD TEXT: as osb_state, which is absent where nothing but this file
+# was given to the container.
+osb_tell() { if [ -n "${osb_lib:-}" ]; then osb_state "$@"; fi; }
+
+# osb_qemux: in qemux/qemu, what our own entry point does by itself. Its entry
+# script has the image's absence end in an error of its own, as BOOT=none wants.
+osb_qemux() {
+  local iso='' f why='' console_log
+  local monitor=${OSB_MONITOR:-/run/osbuilder-monitor.sock}
+  for f in /boot.iso "${STORAGE:-/storage}/boot.iso"; do
+    if [ -s "$f" ] && [ -f "$f" ]; then iso=$f && break; fi
+  done
+  if [ -z "$iso" ]; then
+    osb_state image "there is neither /boot.iso nor ${STORAGE:-/storage}/boot.iso"
+    return
+  fi
+  why=$(osb_no_iso "$iso")
+  if [ -n "$why" ]; then
+    echo "$why: remove it, then make it again (docker compose up vmimage)" >&2
+    osb_state unusable "$why"
+    return
+  fi
+  osb_state running
+  trap 'osb_qemux_end $?' EXIT
+  # Unless somebody sits at it: then the console is a socket of qemux/qemu's.
+  if [ -z "${SERIAL:-}" ] && [ ! -t 0 ]; then
+    osb_console
+    if [ -n "$console_log" ]; then
+      export SERIAL=chardev:osbconsole
+      ARGUMENTS="-chardev stdio,id=osbconsole,signal=off$console_log ${ARGUMENTS:-}"
+    fi
+  fi
+  export ARGUMENTS="-monitor unix:$monitor,server=on,wait=off ${ARGUMENTS:-}"
+  bash "$osb_lib/watch-vm.sh" "$monitor" "${STORAGE:-/storage}" </dev/null & # ends with the container
+}
+
+# osb_qemux_end STATUS: the end of qemux/qemu's entry script.
+osb_qemux_end() {
+  case $1 in
+    0 | 129 | 130 | 143) osb_state off ;; # powered off, or told to
+    *) osb_state ended "its container ended with status $1" ;;
+  esac
+}
+
+osb_lib=${OSB_LIB:-/usr/lib/osbuilder}
+if [ -f "$osb_lib/status.sh" ]; then
+  # shellcheck source=vmimage/qemu/status.sh
+  . "$osb_lib/status.sh"
+else
+  osb_lib=''
+fi
 osb_kvm
-unset -f osb_kvm osb_kvm_open osb_kvm_try
+if [ -n "$osb_lib" ] && [ -n "${STATUS_DIR:-}" ] && [ -f "${OSB_PROC:-/run/proc.sh}" ]; then osb_qemux; fi
+unset -f osb_kvm osb_kvm_open osb_kvm_try osb_tell osb_qemux
 export KVM

@@ -85,6 +85,7 @@ type Paths struct {
 	Project             string // the folder of the Compose project
 	Health              string // the socket of the health check
 	Control             string // the socket of the commands about jobs
+	Status              string // what the VMs' containers leave for the daemon
 }
 
 // DefaultPaths are those of compose.yaml.
@@ -93,7 +94,7 @@ func DefaultPaths() Paths {
 		Jobs: "/jobs", Output: "/output", State: "/state",
 		Keys: "/keys", ClientKeys: "/client-keys", VMKeys: "/vm-keys",
 		Project: "/project", Health: "/tmp/osbuilder-health.sock",
-		Control: "/tmp/osbuilder-control.sock",
+		Control: "/tmp/osbuilder-control.sock", Status: "/status",
 	}
 }
 

@@ -49,6 +49,7 @@ type Dispatcher struct {
 	order      []*flight // the same, oldest first
 	workers    map[string]*worker
 	publishing int
+	reminder   reminder
 }
 
 // A flight is a job that is not settled.
@@ -102,7 +103,8 @@ func New(cfg Config, jobs []job.Job) *Dispatcher {
 
 // Add makes a builder known. It must not be called once Run was.
 func (d *Dispatcher) Add(b Builder) {
-	d.workers[b.Name()] = &worker{builder: b, why: "no link to " + b.Name() + " yet"}
+	why := "no link to " + b.Name() + " yet"
+	d.workers[b.Name()] = &worker{builder: b, why: why, down: obstacle{rung: "link", why: why}}
 }
 
 // add and remove keep flights and order alike.
@@ -185,6 +187,7 @@ func (d *Dispatcher) Run(ctx context.Context, taken <-chan job.ID) (err error) {
 				return err
 			}
 			d.beat()
+			d.remind()
 		}
 	}
 }

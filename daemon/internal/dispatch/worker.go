@@ -22,6 +22,8 @@ type worker struct {
 	builder  Builder
 	up       bool
 	why      string        // it can't take a job, in words; "" where it can
+	down     obstacle      // while there is no link
+	notReady time.Time     // since when it isn't ready; zero while it is
 	position pipe.Position // up to which its events took effect
 	saved    pipe.Position // of the last checkpoint: what is on disk here
 	dirty    bool          // position or logs moved since then
@@ -122,6 +124,7 @@ func (d *Dispatcher) Down(ctx context.Context, builder string, reason error) err
 			return err
 		}
 		w.up, w.why, w.waiting = false, fmt.Sprintf("no link to %s: %v", builder, reason), nil
+		w.down = noLink(builder, reason)
 		return nil
 	})
 }
@@ -310,17 +313,16 @@ func (d *Dispatcher) send(ctx context.Context, w *worker, h pipe.Header, body []
 func (d *Dispatcher) explain(ctx context.Context) error {
 	why, room := "", d.lacksRoom()
 	for _, name := range d.builderNames() {
-		switch w := d.workers[name]; {
+		w := d.workers[name]
+		switch o := d.obstacle(name, w); {
 		case room != "": // whatever else may be the matter: a VM can stand still for it
 			why = room
 		case w.why != "":
 			why = w.why
 		case w.hello == nil && d.cfg.Now().Sub(w.upSince) < d.cfg.AnswerTimeout:
 			return nil // its hello is the next event
-		case w.hello == nil:
-			why = "the runner of " + name + " to say hello"
-		case w.unanswered > 0:
-			why = name + " to answer: it left a request unanswered"
+		case o.why != "":
+			why = o.why
 		default:
 			why = "a free slot on " + name
 		}

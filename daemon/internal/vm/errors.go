@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 
 	"github.com/pkg/sftp"
+
+	"osbuilder/daemon/internal/hint"
 )
 
 var (
@@ -32,6 +35,9 @@ type Rung string
 
 // The rungs, in the order in which they are climbed.
 const (
+	RungImage    Rung = "image"    // there is an image, and it boots
+	RungQEMU     Rung = "qemu"     // QEMU runs, and did not stop the VM
+	RungAddress  Rung = "address"  // the VM has an address
 	RungTCP      Rung = "tcp"      // the VM's container takes a connection; proves nothing about the VM, since QEMU takes it
 	RungSSH      Rung = "ssh"      // the VM's SSH server greets and agrees on keys
 	RungHostKey  Rung = "host key" // it is the VM we made a key for
@@ -42,7 +48,7 @@ const (
 )
 
 var hints = map[Rung]string{
-	RungTCP:      "see whether the VM's container runs: docker compose ps, docker compose logs vm",
+	RungTCP:      "the VM's container does not run, or the VM is still starting: docker compose ps, docker compose logs vm vmimage",
 	RungSSH:      "the VM is probably still starting; its console: docker compose logs vm",
 	RungHostKey:  "the VM doesn't have the host key that `init` made for it; restart the VM so that it takes it: docker compose restart vm. If another machine answers at this address, remove that",
 	RungUserKey:  "the VM doesn't know the sidecar's key; restart the VM so that it takes it: docker compose restart vm",
@@ -63,8 +69,16 @@ func (e *RungError) Error() string { return fmt.Sprintf("%s: %v; %s", e.Rung, e.
 // Unwrap returns the cause.
 func (e *RungError) Unwrap() error { return e.Err }
 
+// Step names the rung.
+func (e *RungError) Step() string { return string(e.Rung) }
+
 // Hint says what a person can do about it.
-func (e *RungError) Hint() string { return hints[e.Rung] }
+func (e *RungError) Hint() string {
+	if own := hint.Of(e.Err); len(own) > 0 {
+		return strings.Join(own, " ")
+	}
+	return hints[e.Rung]
+}
 
 // connectionLost reports whether err, from an SSH or SFTP call, means that
 // the connection is of no use any more.

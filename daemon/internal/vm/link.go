@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -106,23 +107,55 @@ func handshake(ctx context.Context, conn net.Conn, cfg Config) (*ssh.Client, err
 	case hostKeyOK && strings.Contains(err.Error(), "unable to authenticate"): // x/crypto has no type for it
 		return nil, &RungError{RungUserKey, fmt.Errorf("%s refuses user %s with key %s: %w",
 			cfg.Addr, cfg.User, ssh.FingerprintSHA256(cfg.Signer.PublicKey()), err)}
-	case !heard.any && errors.Is(err, os.ErrDeadlineExceeded):
-		return nil, &RungError{RungSSH, fmt.Errorf("no SSH greeting from %s within %s: %w", cfg.Addr, cfg.Timings.Handshake, err)}
 	default:
-		return nil, &RungError{RungSSH, err}
+		return nil, &RungError{RungSSH, heard.explain(cfg, err)}
 	}
 }
 
-// hearing is a connection that knows whether anything was read from it.
+// What is behind a port that is open: QEMU, or Docker, takes connections
+// whether or not the VM does.
+var (
+	// ErrNoGreeting says: nothing came, or no SSH server's words.
+	ErrNoGreeting = errors.New("the port is open, and no SSH server greets behind it")
+	// ErrSlow says: a greeting came, and then no agreement in time.
+	ErrSlow = errors.New("the SSH server greets, and goes no further")
+)
+
+// hearing is a connection that knows how what was read from it begins.
 type hearing struct {
 	net.Conn
-	any bool
+	first []byte
 }
+
+const (
+	greeting = "SSH-" // how the line begins by which an SSH server greets
+	// maxGreeting is how much of what comes is kept: x/crypto gives up there, too.
+	maxGreeting = 255
+)
 
 func (h *hearing) Read(p []byte) (int, error) {
 	n, err := h.Conn.Read(p)
-	h.any = h.any || n > 0
+	if len(h.first) < maxGreeting {
+		h.first = append(h.first, p[:min(n, maxGreeting-len(h.first))]...)
+	}
 	return n, err
+}
+
+// explain says of a handshake that failed what was met.
+func (h *hearing) explain(cfg Config, err error) error {
+	late := errors.Is(err, os.ErrDeadlineExceeded)
+	switch greeted := bytes.HasPrefix(h.first, []byte(greeting)) || bytes.Contains(h.first, []byte("\n"+greeting)); {
+	case greeted && late:
+		return fmt.Errorf("%w: %s, within %s: %w", ErrSlow, cfg.Addr, cfg.Timings.Handshake, err)
+	case greeted:
+		return err
+	case late && len(h.first) == 0:
+		return fmt.Errorf("%w: no SSH greeting from %s within %s: %w", ErrNoGreeting, cfg.Addr, cfg.Timings.Handshake, err)
+	case len(h.first) == 0:
+		return fmt.Errorf("%w: %s closes the connection: %w", ErrNoGreeting, cfg.Addr, err)
+	default:
+		return fmt.Errorf("%w: %s says %.40q: %w", ErrNoGreeting, cfg.Addr, h.first, err)
+	}
 }
 
 // newSFTP opens an SFTP session with all that safe writing and whole reading

@@ -235,11 +235,15 @@ func config(srv *vmtest.Server, t vm.Timings) vm.Config {
 	}
 }
 
-func start(t *testing.T, srv *vmtest.Server, s *sink, timings vm.Timings) *rig {
+func start(t *testing.T, srv *vmtest.Server, s *sink, timings vm.Timings, changes ...func(*vm.Config)) *rig {
 	t.Helper()
 	core, logs := observer.New(zapcore.DebugLevel)
 	r := &rig{srv: srv, sink: s, logs: logs, done: make(chan error, 1)}
-	r.b = vm.New(config(srv, timings), s, zap.New(core))
+	cfg := config(srv, timings)
+	for _, change := range changes {
+		change(&cfg)
+	}
+	r.b = vm.New(cfg, s, zap.New(core))
 	ctx, cancel := context.WithCancel(t.Context())
 	r.stop = cancel
 	go func() { r.done <- r.b.Run(ctx) }()

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"osbuilder/daemon/internal/console"
 	"osbuilder/pipe"
 
 	"github.com/cenkalti/backoff/v5"
@@ -27,6 +28,7 @@ type Config struct {
 	Signer   ssh.Signer          // the only way we log in
 	HostKeys ssh.HostKeyCallback // accepts the VM's pinned ed25519 key and no other
 	Dir      string              // of the pipe in the VM; [pipe.Dir] when empty
+	Console  console.Console     // what can be seen of the VM from outside
 	Timings  Timings
 }
 
@@ -46,7 +48,7 @@ type Timings struct {
 	RetryMax       time.Duration // 15 s; the longest wait between attempts
 	RetryHostKey   time.Duration // 60 s; between attempts when the host key is wrong: waiting won't mend it
 	Held           time.Duration // 30 s; a link that was up so long starts over at RetryMin
-	Remind         time.Duration // 1 min; between lines about a rung that goes on failing
+	Remind         time.Duration // 1 min; until the first line about a rung that goes on failing; the next ones come ever more seldom
 }
 
 func (t Timings) withDefaults() Timings {
@@ -163,7 +165,7 @@ func (b *Builder) Run(ctx context.Context) error {
 		Multiplier: 1, MaxInterval: t.RetryHostKey,
 	}
 	slow.Reset()
-	trouble := reporter{log: b.log, every: t.Remind}
+	trouble := reporter{log: b.log, first: t.Remind, console: b.cfg.Console}
 	for {
 		held, err := b.session(ctx, &trouble)
 		var fatal *sinkError
@@ -202,6 +204,7 @@ func (b *Builder) Run(ctx context.Context) error {
 func (b *Builder) session(ctx context.Context, trouble *reporter) (time.Duration, error) {
 	l, err := dial(ctx, b.cfg)
 	if err != nil {
+		err = outside(b.cfg.Console, err)
 		b.down(err)
 		return 0, err
 	}
@@ -264,50 +267,4 @@ func (b *Builder) connected() (*link, error) {
 		return nil, fmt.Errorf("%w: %w", ErrDown, b.cause)
 	}
 	return b.link, nil
-}
-
-// A reporter turns a row of failures into few log lines: one when another
-// rung fails than before, and a reminder now and then.
-type reporter struct {
-	log   *zap.Logger
-	every time.Duration
-
-	rung Rung // that failed last; empty after a success
-	last time.Time
-}
-
-// up notes that the link is there.
-func (r *reporter) up(current *generation, from pipe.Position) {
-	r.rung = ""
-	h := current.hello
-	r.log.Info("builder is up",
-		zap.String("generation", string(current.id)), zap.String("image", h.Image),
-		zap.String("runner", h.Runner), zap.Int("slots", h.Slots), zap.Int64("from", from.Offset))
-}
-
-// failed notes why there is no link, and reports whether that is news.
-func (r *reporter) failed(err error, wasUp bool, now time.Time) bool {
-	rung, hint := Rung("link"), ""
-	var broken *RungError
-	if errors.As(err, &broken) {
-		rung, hint, err = broken.Rung, broken.Hint(), broken.Err
-	}
-	fields := []zap.Field{zap.String("rung", string(rung)), zap.Error(err)}
-	if hint != "" {
-		fields = append(fields, zap.String("hint", hint))
-	}
-	switch {
-	case wasUp:
-		r.log.Warn("link to the builder lost", fields...)
-	case rung != r.rung:
-		r.log.Warn("builder can't be reached yet", fields...)
-	case now.Sub(r.last) >= r.every:
-		r.log.Warn("builder still can't be reached", fields...)
-		r.last = now
-		return false
-	default:
-		return false
-	}
-	r.rung, r.last = rung, now
-	return true
 }

@@ -24,7 +24,9 @@ import (
 // Faults are what can be wrong with the VM. They take effect on the next
 // occasion: the next connection, session or request.
 type Faults struct {
-	Silent       bool // TCP connects, but no greeting ever comes: QEMU before the VM is up
+	Silent       bool   // TCP connects, but no greeting ever comes: QEMU before the VM is up
+	Hangup       bool   // TCP connects, and is closed at once: a proxy before the VM is up
+	Babble       string // said instead of a greeting, and then nothing
 	WrongHostKey bool
 	RefuseUser   bool  // the user's key isn't known
 	CutAfter     int64 // each connection is cut after so many bytes from the server; 0 never
@@ -288,6 +290,14 @@ func (s *Server) serve(c *conn) {
 	}()
 	faults, _ := s.now()
 	if faults.Silent {
+		<-c.closed
+		return
+	}
+	if faults.Hangup {
+		return
+	}
+	if faults.Babble != "" {
+		_, _ = c.Write([]byte(faults.Babble))
 		<-c.closed
 		return
 	}

@@ -1,0 +1,103 @@
+package console
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"osbuilder/daemon/internal/hint"
+)
+
+// What can be seen from outside to keep a VM from answering. Each is wrapped
+// with the words of who saw it.
+var (
+	ErrNoImage   = errors.New("the VM has no image to boot")
+	ErrUnusable  = errors.New("the VM's image does not boot")
+	ErrPaused    = errors.New("QEMU stopped the VM because its disk can't grow")
+	ErrEnded     = errors.New("QEMU does not run")
+	ErrNoAddress = errors.New("the VM has no network address")
+)
+
+var hints = map[error]string{
+	ErrNoImage: "docker compose logs vmimage says how far its making is, or why it failed; " +
+		"to make it (again) and start the VM from it: docker compose up -d",
+	ErrUnusable: "the VM's console tells more: docker compose logs vm. To have the image made anew, remove boot.iso from the volume vm-storage, " +
+		"then: docker compose up -d --force-recreate vmimage vm",
+	ErrPaused: "make room on the disk of Docker's volumes (docker system df shows what takes it): the VM goes on by itself then, and so do its jobs",
+	ErrEnded:  "all that its container says: docker compose logs vm",
+	ErrNoAddress: "restart the VM: docker compose restart vm. If that does not help, its network in QEMU is at fault: " +
+		"IP in compose.yaml must lie outside of the container's own network",
+}
+
+// Trouble returns what keeps the VM from answering, as far as that can be seen
+// from outside; nil if nothing is known. It carries a hint. gone says that
+// there is no container of the VM: what one has left counts for nothing then.
+func (c Console) Trouble(gone bool) error {
+	word, text := "", ""
+	if !gone && c.dir != "" {
+		word, text = note(c.dir + "/state")
+	}
+	switch word {
+	case "image":
+		return trouble(ErrNoImage, text)
+	case "unusable":
+		return trouble(ErrUnusable, text)
+	case "paused":
+		return trouble(ErrPaused, text)
+	case "ended":
+		return trouble(ErrEnded, text)
+	case "running":
+		return c.said()
+	}
+	// No container of the VM has begun: it waits for its image.
+	switch word, text := note(c.image); word {
+	case "making":
+		return trouble(ErrNoImage, "it is being made, "+text)
+	case "failed":
+		return trouble(ErrNoImage, text)
+	}
+	return nil
+}
+
+func trouble(what error, text string) error {
+	if text != "" {
+		return hint.With(fmt.Errorf("%w: %s", what, text), hints[what])
+	}
+	return hint.With(what, hints[what])
+}
+
+// signs are what firmware, kernel and the VM's own scripts say on the console
+// at turning points; nil: nothing is wrong up to here. The last one counts.
+var signs = []struct {
+	text string
+	what error
+}{
+	{"No bootable device", ErrUnusable},                // SeaBIOS
+	{"No bootable option or device", ErrUnusable},      // OVMF
+	{"Boot failed", ErrUnusable},                       // SeaBIOS, and the boot loaders' words
+	{"Shell> ", ErrUnusable},                           // OVMF found nothing else
+	{"Kernel panic - not syncing", ErrUnusable},        // Linux
+	{"Unable to mount root fs", ErrUnusable},           // Linux
+	{"Unable to find a medium", ErrUnusable},           // Debian's live-boot
+	{"osbuilder: stage 1 of the boot", ErrUnusable},    // NixOS
+	{"osbuilder: the VM has no network", ErrNoAddress}, // address, or card
+	{"osbuilder: address ", nil},
+	{"Linux version ", nil}, // it boots anew
+}
+
+// said goes by what the console said last.
+func (c Console) said() error {
+	lines := c.lines()
+	for i := len(lines) - 1; i >= 0; i-- {
+		for _, s := range signs {
+			if !strings.Contains(lines[i], s.text) {
+				continue
+			}
+			if s.what == nil {
+				return nil
+			}
+			return trouble(s.what, lines[i])
+		}
+	}
+	return nil
+}

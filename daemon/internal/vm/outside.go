@@ -1,0 +1,37 @@
+package vm
+
+import (
+	"errors"
+	"fmt"
+	"net"
+
+	"osbuilder/daemon/internal/console"
+)
+
+// outside looks, where the way to the VM ends before its SSH server, whether
+// it can be seen from outside why: a lower rung is broken then.
+func outside(c console.Console, err error) error {
+	var broken *RungError
+	if !errors.As(err, &broken) || broken.Rung != RungTCP && broken.Rung != RungSSH {
+		return err
+	}
+	var dns *net.DNSError
+	why := c.Trouble(errors.As(err, &dns) && dns.IsNotFound) // Docker's DNS knows the containers that run
+	if why == nil {
+		return err
+	}
+	// What was met on the way is of no use to a person, but to who reads the log later.
+	return &RungError{seenRung(why), fmt.Errorf("%w (%w)", why, broken.Err)}
+}
+
+// seenRung returns the rung that is broken when the VM's containers say why.
+func seenRung(why error) Rung {
+	switch {
+	case errors.Is(why, console.ErrNoImage), errors.Is(why, console.ErrUnusable):
+		return RungImage
+	case errors.Is(why, console.ErrNoAddress):
+		return RungAddress
+	default:
+		return RungQEMU
+	}
+}
