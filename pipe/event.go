@@ -67,6 +67,7 @@ type Hello struct {
 	Slots      int        `json:"slots"`           // how many jobs run at once
 	Systems    []string   `json:"systems"`         // Nix systems it builds for, such as x86_64-linux
 	Free       int64      `json:"free"`            // bytes free on the data disk
+	Unfit      string     `json:"unfit,omitempty"` // why it can build nothing now, in words; empty: it can
 	// Jobs are all that the VM knows and nobody acknowledged. A job that the
 	// writer believes to be here and that isn't listed was lost with its disk.
 	Jobs []JobRef `json:"jobs,omitempty"`

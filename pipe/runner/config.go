@@ -44,7 +44,10 @@ type Config struct {
 	// SystemsFile lists, one a line, the Nix systems that this machine builds
 	// for. Its own always counts; empty or missing, it is the only one.
 	SystemsFile string
-	Path        string // PATH of jobs; empty is where NixOS and Debian have programs
+	// NixSocket is where nix-daemon listens; a VM in which nobody answers there
+	// says so in its hello. Empty, nobody asks.
+	NixSocket string
+	Path      string // PATH of jobs; empty is where NixOS and Debian have programs
 
 	// Memory is what a job's processes may hold in all, in bytes; 0 is half of
 	// the machine's, or most of it with one slot. What is built for the job
@@ -68,6 +71,9 @@ type Config struct {
 
 	look  time.Duration // between looks at an idle pipe_out; 0 is lookEvery
 	clean time.Duration // between looks for old uploads; 0 is cleanEvery
+
+	nixPatience time.Duration // for nix-daemon's answer; 0 is nixPatience
+	nixEvery    time.Duration // between looks at a Nix that is broken; 0 is nixEvery
 
 	// fault stands in for a disk that fails; tests set it.
 	fault func(op, path string) error

@@ -25,6 +25,7 @@ type Runner struct {
 	spool   *spool
 	out     *out
 	owner   string
+	unfit   string // pipe.Hello.Unfit
 	jobs    map[pipe.JobRef]*job
 	order   uint64                 // of the last that was accepted
 	slots   map[int]*job           // busy ones
@@ -106,6 +107,9 @@ func (r *Runner) Run(ctx context.Context) error {
 
 // start takes up what the last runner left.
 func (r *Runner) start(ctx context.Context) error {
+	if r.unfit = r.lookAtNix(ctx); r.unfit != "" {
+		r.logf("%s", r.unfit)
+	}
 	jobs, err := r.spool.load(r.logf)
 	if err != nil {
 		return err
@@ -149,6 +153,8 @@ func (r *Runner) start(ctx context.Context) error {
 	}
 	r.cleanUploads(!resumed)
 	r.work.Go(func() { r.janitor(ctx) })
+	unfit := r.unfit
+	r.work.Go(func() { r.awaitNix(ctx, unfit) })
 	r.sweep()
 	r.takeUp(ctx)
 	return nil
@@ -307,6 +313,7 @@ func (r *Runner) hello() *pipe.Hello {
 		Slots:      r.cfg.Slots,
 		Systems:    r.systems(),
 		Free:       free,
+		Unfit:      r.unfit,
 	}
 	for _, j := range r.inOrder() {
 		h.Jobs = append(h.Jobs, j.ref())

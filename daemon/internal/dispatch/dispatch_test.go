@@ -69,6 +69,7 @@ type machine struct {
 	hold    bool           // jobs don't end
 	outcome func() pipe.Finished
 	systems []string
+	unfit   string // of its hello
 
 	broken  func() error      // of an upload
 	uploads []bool            // whether each was fresh
@@ -137,7 +138,7 @@ func (m *machine) say(e pipe.Event) {
 }
 
 func (m *machine) hello() {
-	h := &pipe.Hello{Generation: m.generation, Protocol: pipe.Version, Slots: m.slots, Owner: m.owner, Systems: m.systems}
+	h := &pipe.Hello{Generation: m.generation, Protocol: pipe.Version, Slots: m.slots, Owner: m.owner, Systems: m.systems, Unfit: m.unfit}
 	for key := range m.spool {
 		_, id, attempt := splitKey(key)
 		if !m.forgotten[key] {

@@ -107,6 +107,17 @@ func TestWhyDropsWaitForAVMThatAnswers(t *testing.T) {
 				"hint": "one VM, one sidecar: stop the other one, or set TAKE_OVER=Y once",
 			},
 		},
+		"Nix is broken": {
+			func(m *machine) {
+				m.unfit = "Nix is broken: nix-daemon closes the connection"
+				m.hello()
+			},
+			map[string]any{
+				"drops": int64(1), "builder": "vm", "rung": "nix", "for": "vm builds nothing: Nix is broken: nix-daemon closes the connection",
+				"hint": "its console may say more: docker compose logs vm. To start it anew: docker compose restart vm; " +
+					"if that does not help, its store is damaged: remove the volume vm-storage, and all is built from new",
+			},
+		},
 		"no answer": {
 			func(m *machine) { m.silent, m.hold = pipe.KindJob, true; m.hello() },
 			map[string]any{
@@ -145,6 +156,29 @@ func TestWhyDropsWaitForAVMThatAnswers(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// A VM whose Nix is broken gets no job, and the next when it has said that it
+// is mended.
+func TestBrokenNixGetsNoJob(t *testing.T) {
+	b := newBench(t)
+	b.vm.unfit = "Nix is broken: nobody listens"
+	b.vm.events, b.vm.said = nil, nil
+	b.vm.hello()
+	id := b.add("one")
+	_, stop := b.run()
+	defer stop()
+	b.until(id, "waiting for Nix", func(j job.Job) bool { return j.Why == "vm builds nothing: Nix is broken: nobody listens" })
+	b.vm.mu.Lock()
+	if len(b.vm.spool) > 0 {
+		t.Error("it got one")
+	}
+	b.vm.unfit = ""
+	b.vm.hello()
+	b.vm.mu.Unlock()
+	if j := b.settled(id); j.State != job.Done {
+		t.Errorf("then it is %s", j.State)
 	}
 }
 

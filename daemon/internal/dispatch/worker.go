@@ -214,7 +214,7 @@ func (d *Dispatcher) pumpWorker(ctx, work context.Context, name string, w *worke
 		default: // the VM has nothing to do with it any more
 		}
 	}
-	if next == nil || busy >= w.hello.Slots || now.Before(w.claimBefore) || d.lacksRoom() != "" {
+	if next == nil || w.hello.Unfit != "" || busy >= w.hello.Slots || now.Before(w.claimBefore) || d.lacksRoom() != "" {
 		return nil
 	}
 	if err := d.claim(ctx, name, w, next); err != nil {

@@ -26,6 +26,9 @@ var (
 	// ErrShort says: a file ended before the size that the VM gives for it, or the
 	// VM's SSH server sent less than it was asked for.
 	ErrShort = errors.New("the file came short")
+	// ErrNoDisk says: the VM has no data disk that it may use, so nothing that it
+	// takes would last.
+	ErrNoDisk = errors.New("the VM has no data disk that it can use")
 	// ErrStalled says: nothing came for longer than the bound.
 	ErrStalled = errors.New("the VM went silent")
 )
@@ -43,16 +46,19 @@ const (
 	RungHostKey  Rung = "host key" // it is the VM we made a key for
 	RungUserKey  Rung = "user key" // it lets us in
 	RungSFTP     Rung = "sftp"     // it serves files, with the extensions that safe writing needs
+	RungDisk     Rung = "disk"     // the VM has its data disk
 	RungPipe     Rung = "pipe"     // the runner began a pipe_out
 	RungProtocol Rung = "protocol" // the runner speaks our version
 )
 
 var hints = map[Rung]string{
-	RungTCP:      "the VM's container does not run, or the VM is still starting: docker compose ps, docker compose logs vm vmimage",
-	RungSSH:      "the VM is probably still starting; its console: docker compose logs vm",
-	RungHostKey:  "the VM doesn't have the host key that `init` made for it; restart the VM so that it takes it: docker compose restart vm. If another machine answers at this address, remove that",
-	RungUserKey:  "the VM doesn't know the sidecar's key; restart the VM so that it takes it: docker compose restart vm",
-	RungSFTP:     "the VM wants an OpenSSH server with its sftp subsystem; rebuild the VM's image: docker compose up --build vmimage",
+	RungTCP:     "the VM's container does not run, or the VM is still starting: docker compose ps, docker compose logs vm vmimage",
+	RungSSH:     "the VM is probably still starting; its console: docker compose logs vm",
+	RungHostKey: "the VM doesn't have the host key that `init` made for it; restart the VM so that it takes it: docker compose restart vm. If another machine answers at this address, remove that",
+	RungUserKey: "the VM doesn't know the sidecar's key; restart the VM so that it takes it: docker compose restart vm",
+	RungSFTP:    "the VM wants an OpenSSH server with its sftp subsystem; rebuild the VM's image: docker compose up --build vmimage",
+	RungDisk: "the VM touches no disk that it does not know: what it found stands on its console, docker compose logs vm. " +
+		"Save what you need of data.img in the volume vm-storage, remove it, then: docker compose restart vm",
 	RungPipe:     "the runner in the VM has not started; its console says why: docker compose logs vm",
 	RungProtocol: "sidecar and VM image are of different versions; bring both up to date: docker compose up --build",
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -231,7 +232,7 @@ type rig struct {
 func config(srv *vmtest.Server, t vm.Timings) vm.Config {
 	return vm.Config{
 		Name: "vm", Addr: srv.Addr(), User: "builder", Signer: srv.Signer(),
-		HostKeys: srv.HostKeys(), Dir: srv.Dir(), Timings: t,
+		HostKeys: srv.HostKeys(), Dir: srv.Dir(), Run: filepath.Join(srv.Dir(), "run"), Timings: t,
 	}
 }
 

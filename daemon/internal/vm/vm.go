@@ -28,6 +28,7 @@ type Config struct {
 	Signer   ssh.Signer          // the only way we log in
 	HostKeys ssh.HostKeyCallback // accepts the VM's pinned ed25519 key and no other
 	Dir      string              // of the pipe in the VM; [pipe.Dir] when empty
+	Run      string              // of the VM's notes of its boot; /run/osbuilder when empty
 	Console  console.Console     // what can be seen of the VM from outside
 	Timings  Timings
 }
@@ -125,6 +126,9 @@ func New(cfg Config, sink Sink, log *zap.Logger) *Builder {
 	if cfg.Dir == "" {
 		cfg.Dir = pipe.Dir
 	}
+	if cfg.Run == "" {
+		cfg.Run = runDir
+	}
 	cfg.Timings = cfg.Timings.withDefaults()
 	return &Builder{
 		cfg: cfg, sink: sink,
@@ -212,6 +216,10 @@ func (b *Builder) session(ctx context.Context, trouble *reporter) (time.Duration
 	f := follower{
 		link: l, sink: b.sink, builder: b.cfg.Name, dir: b.cfg.Dir, t: b.cfg.Timings,
 		log: b.log, noted: map[string]bool{}, onHello: b.greeted, seen: &b.seen,
+	}
+	if err := dataDisk(ctx, l, b.cfg.Run); err != nil {
+		b.down(err)
+		return 0, err
 	}
 	current, err := f.open(ctx)
 	if err != nil {

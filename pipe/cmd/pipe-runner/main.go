@@ -121,6 +121,7 @@ func run(ctx context.Context, flags *flag.FlagSet, args []string, stderr io.Writ
 	flags.StringVar(&cfg.PipeUser, "sftp-user", "builder", "who writes requests and fetches artifacts over SSH")
 	flags.StringVar(&cfg.Image, "image", "", "name and version of the VM's image; empty reads it from -image-file")
 	flags.StringVar(&cfg.SystemsFile, "systems-file", "/run/osbuilder/systems", "file that lists the Nix systems that this VM builds for; missing: its own alone")
+	flags.StringVar(&cfg.NixSocket, "nix-socket", "/nix/var/nix/daemon-socket/socket", "where nix-daemon listens; hello tells if it is broken. Empty: nobody asks")
 	memory := flags.Int64("job-memory", 0, "MiB that a job may hold; 0 is half of the VM's (at least 1536), or 85% of it with one slot")
 	output := flags.Int64("job-output", 0, fmt.Sprintf("MiB of output that a job may have; 0 is %d", runner.DefaultMaxOutput>>20))
 	imageFile := flags.String("image-file", "/etc/osbuilder-image", "file whose first line names the VM's image")

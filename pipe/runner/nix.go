@@ -1,0 +1,128 @@
+package runner
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"osbuilder/pipe"
+)
+
+// Of Nix's worker protocol, how every connection begins
+// (src/libstore/worker-protocol.hh): both say what they are and which version
+// they speak, we name two things that have no meaning any more, and the daemon
+// says that it is ready.
+const (
+	nixClient  = 0x6e697863
+	nixDaemon  = 0x6478696f // said once the daemon has opened its store and database
+	nixVersion = 1<<8 | 32  // the last that needs no more than that
+	nixReady   = 0x616c7473
+)
+
+const (
+	// nixPatience bounds the wait for the daemon: the first connection starts
+	// it, which takes seconds in a VM without KVM.
+	nixPatience = 30 * time.Second
+	// nixEvery is how often a Nix that is broken is looked at again.
+	nixEvery = 30 * time.Second
+)
+
+// checkNix reports what is wrong with the daemon behind socket.
+func checkNix(ctx context.Context, socket string, patience time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "unix", socket)
+	if err != nil {
+		return fmt.Errorf("nobody listens for it: %w", err)
+	}
+	defer conn.Close()
+	// The connection knows no context.
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	switch err := greetNix(conn); {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("nix-daemon does not answer within %s", patience)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET):
+		return errors.New("nix-daemon closes the connection: as a rule it can't open its store or database, and its journal says why")
+	case err != nil:
+		return err
+	}
+	return nil
+}
+
+// greetNix begins a connection, all of it: the daemon would log an error else.
+func greetNix(conn net.Conn) error {
+	write := func(values ...uint64) error { return binary.Write(conn, binary.LittleEndian, values) }
+	read := func() (value uint64, err error) {
+		err = binary.Read(conn, binary.LittleEndian, &value)
+		return value, err
+	}
+	if err := write(nixClient); err != nil {
+		return fmt.Errorf("ask nix-daemon: %w", err)
+	}
+	answer, err := read()
+	if err != nil {
+		return fmt.Errorf("ask nix-daemon: %w", err)
+	}
+	if answer != nixDaemon {
+		return fmt.Errorf("what listens at %s is no nix-daemon", conn.RemoteAddr())
+	}
+	// It is there, and its store is open; a later version that wants more of us is none the worse.
+	version, err := read()
+	if err == nil && write(min(version, nixVersion), 0, 0) == nil {
+		for value := uint64(0); err == nil && value != nixReady; {
+			value, err = read()
+		}
+	}
+	return nil
+}
+
+// lookAtNix notes whether this VM's Nix works, for hello.
+func (r *Runner) lookAtNix(ctx context.Context) string {
+	if r.cfg.NixSocket == "" {
+		return ""
+	}
+	err := checkNix(ctx, r.cfg.NixSocket, cmp.Or(r.cfg.nixPatience, nixPatience))
+	if err == nil || ctx.Err() != nil {
+		return ""
+	}
+	return "Nix is broken: " + err.Error()
+}
+
+// awaitNix looks at a Nix that is broken until it works, and says hello anew
+// then.
+func (r *Runner) awaitNix(ctx context.Context, said string) {
+	for said != "" {
+		select {
+		case <-time.After(cmp.Or(r.cfg.nixEvery, nixEvery)):
+		case <-ctx.Done():
+			return
+		}
+		now := r.lookAtNix(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if now == said {
+			continue
+		}
+		r.logf("%s", cmp.Or(now, "Nix works"))
+		err := r.call(ctx, func() error {
+			r.unfit = now
+			return r.say(pipe.Event{Type: pipe.TypeHello, Hello: r.hello()}, true)
+		})
+		if err != nil {
+			r.logf("%v", err)
+			continue // and said again
+		}
+		said = now
+	}
+}
