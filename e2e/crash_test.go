@@ -219,4 +219,9 @@ echo fine > "$OUT/fine"
 	if n := strings.Count(out, "formatted"); n != 1 {
 		t.Errorf("the data disk was formatted %d times:\n%s", n, out)
 	}
+	// What the sidecar would tell of a VM that it can't reach.
+	seen := harness.Docker(t, "exec", p.Container(t, "vm"), "cat", "/status/vm/state", "/status/vm/console")
+	if !strings.HasPrefix(seen, "running\n") || !strings.Contains(seen, "osbuilder: address ") {
+		t.Errorf("in the volume status lies:\n%s", seen)
+	}
 }

@@ -31,8 +31,9 @@ const (
 	// nixPatience bounds the wait for the daemon: the first connection starts
 	// it, which takes seconds in a VM without KVM.
 	nixPatience = 30 * time.Second
-	// nixEvery is how often a Nix that is broken is looked at again.
-	nixEvery = 30 * time.Second
+	// nixEvery is how often a Nix that is broken is looked at again: a full disk
+	// can be all that ails it, and jobs wait.
+	nixEvery = 10 * time.Second
 )
 
 // checkNix reports what is wrong with the daemon behind socket.

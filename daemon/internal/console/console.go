@@ -39,12 +39,13 @@ func (f Folder) Of(builder string) Console {
 	if f == "" {
 		return Console{}
 	}
-	return Console{image: filepath.Join(string(f), "image"), dir: filepath.Join(string(f), builder)}
+	dir := filepath.Join(string(f), builder)
+	return Console{image: filepath.Join(string(f), "image"), state: filepath.Join(dir, "state"), console: filepath.Join(dir, "console")}
 }
 
 // A Console is what is known of one builder's VM from outside. Of the zero
 // value that is nothing.
-type Console struct{ image, dir string }
+type Console struct{ image, state, console string }
 
 // Tail returns the last lines of the VM's console, safe to be shown; none if
 // there are none.
@@ -55,10 +56,10 @@ func (c Console) Tail() []string {
 
 // lines returns the lines at the console's end that have something in them.
 func (c Console) lines() []string {
-	if c.dir == "" {
+	if c.console == "" {
 		return nil
 	}
-	text, err := read(filepath.Join(c.dir, "console"), true)
+	text, err := read(c.console, true)
 	if err != nil {
 		return nil // not there yet, or not to be relied on
 	}

@@ -51,6 +51,22 @@ func TestWhatAContainerLeftBehind(t *testing.T) {
 	if err := c.Trouble(true); err != nil {
 		t.Error(err)
 	}
+	// A container that ends again and again is there, and is gone, and is there:
+	// one and the same is told.
+	for word, want := range map[string]error{"ended": ErrEnded, "image": ErrNoImage, "unusable": ErrUnusable} {
+		put(t, dir+"/vm/state", word+" why\n")
+		for _, gone := range []bool{false, true} {
+			if err := c.Trouble(gone); !errors.Is(err, want) {
+				t.Errorf("%s, gone %t: %v", word, gone, err)
+			}
+		}
+	}
+	put(t, dir+"/vm/state", "off\n")
+	for _, gone := range []bool{false, true} {
+		if err := c.Trouble(gone); err != nil {
+			t.Errorf("off, gone %t: %v", gone, err)
+		}
+	}
 	// A VM that runs needs no image, whatever becomes of the next one.
 	put(t, dir+"/vm/state", "running\n")
 	put(t, dir+"/image", "failed no network\n")

@@ -30,26 +30,38 @@ var hints = map[error]string{
 }
 
 // Trouble returns what keeps the VM from answering, as far as that can be seen
-// from outside; nil if nothing is known. It carries a hint. gone says that
-// there is no container of the VM: what one has left counts for nothing then.
+// from outside; nil if nothing is known. It carries a hint. gone says that no
+// container of the VM runs: of what one left behind, only why it ended counts
+// then, and that less than what becomes of the image which the next one waits
+// for.
 func (c Console) Trouble(gone bool) error {
-	word, text := "", ""
-	if !gone && c.dir != "" {
-		word, text = note(c.dir + "/state")
+	if gone {
+		if err := c.imageTrouble(); err != nil {
+			return err
+		}
 	}
+	word, text := note(c.state)
 	switch word {
 	case "image":
 		return trouble(ErrNoImage, text)
 	case "unusable":
 		return trouble(ErrUnusable, text)
-	case "paused":
-		return trouble(ErrPaused, text)
 	case "ended":
 		return trouble(ErrEnded, text)
-	case "running":
+	}
+	switch {
+	case gone:
+		return nil
+	case word == "paused":
+		return trouble(ErrPaused, text)
+	case word == "running":
 		return c.said()
 	}
-	// No container of the VM has begun: it waits for its image.
+	return c.imageTrouble()
+}
+
+// imageTrouble is what vmimage says.
+func (c Console) imageTrouble() error {
 	switch word, text := note(c.image); word {
 	case "making":
 		return trouble(ErrNoImage, "it is being made, "+text)

@@ -52,6 +52,9 @@ const (
 )
 
 var hints = map[Rung]string{
+	RungImage:   "see what became of its making: docker compose logs vmimage",
+	RungQEMU:    "see what its container says: docker compose logs vm",
+	RungAddress: "restart the VM: docker compose restart vm",
 	RungTCP:     "the VM's container does not run, or the VM is still starting: docker compose ps, docker compose logs vm vmimage",
 	RungSSH:     "the VM is probably still starting; its console: docker compose logs vm",
 	RungHostKey: "the VM doesn't have the host key that `init` made for it; restart the VM so that it takes it: docker compose restart vm. If another machine answers at this address, remove that",

@@ -148,10 +148,14 @@ func TestHelloThatCannotBeReadNamesTheRung(t *testing.T) {
 		line string
 		rung vm.Rung
 		says string
+		hint string
 	}{
-		"empty":          {"", vm.RungPipe, "no hello"},
-		"half a line":    {`{"seq":1`, vm.RungPipe, "no hello"},
-		"newer protocol": {`{"seq":1,` + time + `,"type":"hello","hello":{"generation":"1-00000000","protocol":2,"runner":"9.0","image":"i"}}` + "\n", vm.RungProtocol, "version 2"},
+		"empty":       {"", vm.RungPipe, "no hello in it yet", "the runner in the VM has not started"},
+		"half a line": {`{"seq":1`, vm.RungPipe, "no hello in it yet", "the runner in the VM has not started"},
+		"newer protocol": {
+			`{"seq":1,` + time + `,"type":"hello","hello":{"generation":"1-00000000","protocol":2,"runner":"9.0","image":"i"}}` + "\n", vm.RungProtocol,
+			"runner 9.0 in image i speaks version 2 of the pipe's protocol, this sidecar version 1", "bring both up to date: docker compose up --build",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			srv := vmtest.New(t)
@@ -159,9 +163,8 @@ func TestHelloThatCannotBeReadNamesTheRung(t *testing.T) {
 				t.Fatal(err)
 			}
 			r := start(t, srv, newSink(pipe.Position{}), quick)
-			if err := r.sink.untilRung(t, test.rung); !strings.Contains(err.Error(), test.says) {
-				t.Errorf("it says %q, want %q in it", err, test.says)
-			}
+			_ = r.sink.untilRung(t, test.rung)
+			wantLine(t, r.logs, test.rung, test.says, test.hint)
 		})
 	}
 }
@@ -178,6 +181,39 @@ func TestLongHello(t *testing.T) {
 	r.sink.untilAt(t, p.End())
 	if hello, _ := r.b.Hello(); len(hello.Jobs) != 5000 {
 		t.Errorf("%d jobs in the hello", len(hello.Jobs))
+	}
+}
+
+// However often it is tried, nobody logs in at a stranger's: the link comes up
+// with the right key, and in no other way.
+func TestWrongHostKeyNeverGoesOnByItself(t *testing.T) {
+	srv := vmtest.New(t)
+	vmtest.NewPipe(t, srv.Dir())
+	srv.Set(func(f *vmtest.Faults) { f.WrongHostKey = true })
+	timings := quick
+	timings.RetryHostKey, timings.Remind = time.Millisecond, time.Millisecond
+	r := start(t, srv, newSink(pipe.Position{}), timings)
+	untilLines(t, r.logs, "builder still can't be reached", 4) // of attempts ever more
+	if srv.Logins() != 0 {
+		t.Error("logged in at a stranger's")
+	}
+	if _, up := r.b.Hello(); up {
+		t.Error("the link is up")
+	}
+	r.sink.until(t, "one reason, and no link", func(s *sink) bool { return len(s.reasons) == 1 && s.ups == 0 })
+	wantLine(t, r.logs, vm.RungHostKey, "answers with the unknown key SHA256:", "the VM doesn't have the host key that `init` made for it")
+	srv.Set(func(f *vmtest.Faults) { f.WrongHostKey = false })
+	r.sink.untilUp(t, 1)
+}
+
+func TestEveryRungHasAHint(t *testing.T) {
+	for _, rung := range []vm.Rung{
+		vm.RungImage, vm.RungQEMU, vm.RungAddress, vm.RungTCP, vm.RungSSH, vm.RungHostKey, vm.RungUserKey, vm.RungSFTP,
+		vm.RungDisk, vm.RungPipe, vm.RungProtocol,
+	} {
+		if (&vm.RungError{Rung: rung, Err: errors.New("x")}).Hint() == "" {
+			t.Errorf("%s has none", rung)
+		}
 	}
 }
 
