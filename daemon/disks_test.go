@@ -15,13 +15,14 @@ import (
 	"osbuilder/daemon/internal/config"
 	"osbuilder/daemon/internal/disk"
 	"osbuilder/daemon/internal/hint"
+	"osbuilder/daemon/internal/testenv"
 )
 
 // smallDisk puts a file system of so many bytes at dir.
 func smallDisk(t *testing.T, dir string, size int) {
 	t.Helper()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", size)); err != nil {
-		t.Skipf("no tmpfs can be mounted here: %v", err)
+		testenv.Lacks(t, "no tmpfs can be mounted here: %v", err)
 	}
 	t.Cleanup(func() {
 		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {

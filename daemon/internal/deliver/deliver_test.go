@@ -26,6 +26,7 @@ import (
 	"osbuilder/daemon/internal/disk"
 	"osbuilder/daemon/internal/hint"
 	"osbuilder/daemon/internal/job"
+	"osbuilder/daemon/internal/testenv"
 	"osbuilder/pipe"
 	"osbuilder/pipe/effect"
 )
@@ -519,7 +520,7 @@ func TestNoRoomIsSaidBeforeAnythingIsFetched(t *testing.T) {
 func TestADiskThatFillsMeanwhile(t *testing.T) {
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=300k"); err != nil {
-		t.Skipf("no tmpfs can be mounted here: %v", err)
+		testenv.Lacks(t, "no tmpfs can be mounted here: %v", err)
 	}
 	defer func() {
 		if err := unix.Unmount(dir, 0); err != nil {

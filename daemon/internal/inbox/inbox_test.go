@@ -26,6 +26,7 @@ import (
 
 	"osbuilder/daemon/internal/job"
 	"osbuilder/daemon/internal/recipe"
+	"osbuilder/daemon/internal/testenv"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -168,7 +169,7 @@ func become(t *testing.T, uid int) {
 func (f *fixture) asUser(uid int) {
 	f.t.Helper()
 	if os.Getuid() != 0 {
-		f.t.Skip("only root can become another user")
+		testenv.Lacks(f.t, "only root can become another user")
 	}
 	for _, dir := range []string{f.cfg.Dir, f.cfg.State} {
 		if err := errors.Join(os.Chown(dir, uid, uid), os.Chmod(filepath.Dir(dir), 0o755)); err != nil {
@@ -712,7 +713,7 @@ func TestNoRoomForTheCopy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t)
 		if err := unix.Mount("tmpfs", f.cfg.State, "tmpfs", 0, "size=100k"); err != nil {
-			t.Skipf("no tmpfs can be mounted here: %v", err)
+			testenv.Lacks(t, "no tmpfs can be mounted here: %v", err)
 		}
 		defer func() {
 			if err := unix.Unmount(f.cfg.State, 0); err != nil {

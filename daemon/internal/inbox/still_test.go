@@ -15,6 +15,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"osbuilder/daemon/internal/testenv"
 )
 
 // When a drop counts as whole.
@@ -125,7 +127,7 @@ func TestAFolderInWhichGitIsAtWork(t *testing.T) {
 // any file; nothing in the folder changes then. It is git's own, not ours.
 func TestAGitCloneThatStalls(t *testing.T) {
 	if _, err := exec.LookPath("git"); err != nil {
-		t.Skip("there is no git here")
+		testenv.Lacks(t, "there is no git here")
 	}
 	f := newListening(t)
 	f.cfg.SettleFolder, f.cfg.Rescan = time.Second, 20*time.Millisecond

@@ -10,6 +10,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/sys/unix"
+
+	"osbuilder/daemon/internal/testenv"
 )
 
 // world is a guard over two small disks, and a clock that the test turns.
@@ -26,7 +28,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{t: t, output: t.TempDir(), state: t.TempDir(), now: time.Unix(0, 0)}
 	for _, dir := range []string{w.output, w.state} {
 		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=10m"); err != nil {
-			t.Skipf("no tmpfs can be mounted here: %v", err)
+			testenv.Lacks(t, "no tmpfs can be mounted here: %v", err)
 		}
 		t.Cleanup(func() {
 			if err := unix.Unmount(dir, 0); err != nil {

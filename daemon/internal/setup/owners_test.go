@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"osbuilder/daemon/internal/hint"
+	"osbuilder/daemon/internal/testenv"
 )
 
 // Owners that a clone's folders and the volumes can have, with the real
@@ -23,7 +24,7 @@ import (
 func rootOnly(t *testing.T) {
 	t.Helper()
 	if os.Getuid() != 0 {
-		t.Skip("only root can give files away")
+		testenv.Lacks(t, "only root can give files away")
 	}
 }
 
@@ -176,7 +177,7 @@ func TestOwnersThatStay(t *testing.T) {
 			put(t, filepath.Join(dir, ".taken/"), 1000)
 			put(t, filepath.Join(dir, "rejected/"), 1000)
 			if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
-				t.Skipf("nothing can be mounted here: %v", err)
+				testenv.Lacks(t, "nothing can be mounted here: %v", err)
 			}
 			defer func() {
 				if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
