@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/pkg/sftp"
+	"golang.org/x/crypto/ssh"
 
 	"osbuilder/daemon/internal/hint"
 )
@@ -49,6 +50,7 @@ const (
 	RungDisk     Rung = "disk"     // the VM has its data disk
 	RungPipe     Rung = "pipe"     // the runner began a pipe_out
 	RungProtocol Rung = "protocol" // the runner speaks our version
+	RungLink     Rung = "link"     // it was up, and broke
 )
 
 var hints = map[Rung]string{
@@ -59,11 +61,21 @@ var hints = map[Rung]string{
 	RungSSH:     "the VM is probably still starting; its console: docker compose logs vm",
 	RungHostKey: "the VM doesn't have the host key that `init` made for it; restart the VM so that it takes it: docker compose restart vm. If another machine answers at this address, remove that",
 	RungUserKey: "the VM doesn't know the sidecar's key; restart the VM so that it takes it: docker compose restart vm",
-	RungSFTP:    "the VM wants an OpenSSH server with its sftp subsystem; rebuild the VM's image: docker compose up --build vmimage",
+	RungSFTP:    "the VM wants an OpenSSH server with its sftp subsystem (Subsystem sftp internal-sftp in its sshd_config); rebuild the VM's image: docker compose up --build vmimage",
 	RungDisk: "the VM touches no disk that it does not know: what it found stands on its console, docker compose logs vm. " +
 		"Save what you need of data.img in the volume vm-storage, remove it, then: docker compose restart vm",
 	RungPipe:     "the runner in the VM has not started; its console says why: docker compose logs vm",
 	RungProtocol: "sidecar and VM image are of different versions; bring both up to date: docker compose up --build",
+	RungLink:     "it is connected again by itself, and a job that runs goes on meanwhile",
+}
+
+// moreSessions is what to do where the VM's SSH server refuses another session.
+const moreSessions = "the VM's SSH server allows too few sessions on one connection: raise MaxSessions in its sshd_config, or remove it there, which makes it 10"
+
+// refused reports whether the server wanted no further session.
+func refused(err error) bool {
+	var open *ssh.OpenChannelError
+	return errors.As(err, &open)
 }
 
 // A RungError says which rung of the ladder broke, and what to do.
@@ -83,6 +95,9 @@ func (e *RungError) Step() string { return string(e.Rung) }
 
 // Hint says what a person can do about it.
 func (e *RungError) Hint() string {
+	if e.Rung == RungSFTP && refused(e.Err) {
+		return moreSessions
+	}
 	if own := hint.Of(e.Err); len(own) > 0 {
 		return strings.Join(own, " ")
 	}

@@ -40,8 +40,7 @@ type link struct {
 // dial climbs the ladder up to SFTP.
 func dial(ctx context.Context, cfg Config) (*link, error) {
 	t := cfg.Timings
-	dialer := net.Dialer{Timeout: t.Dial}
-	conn, err := dialer.DialContext(ctx, "tcp", cfg.Addr)
+	conn, err := connect(ctx, cfg)
 	if err != nil {
 		return nil, &RungError{RungTCP, err}
 	}
@@ -55,13 +54,27 @@ func dial(ctx context.Context, cfg Config) (*link, error) {
 		l.close(fmt.Errorf("the SSH connection ended: %w", client.Wait()))
 	})
 	l.start(l.keepalive)
-	l.sftp, err = call(ctx, l, t.Handshake, "start SFTP", func() (*sftp.Client, error) { return newSFTP(client) })
+	l.sftp, err = call(ctx, l, t.Handshake, "start SFTP", func() (*sftp.Client, error) { return opening(l, newSFTP) })
 	if err != nil {
+		rung := RungSFTP
+		if l.reason() != nil {
+			rung = RungSSH // not SFTP alone is missing: the connection is
+		}
 		l.close(err)
 		l.shut()
-		return nil, &RungError{RungSFTP, err}
+		return nil, &RungError{rung, err}
 	}
 	return l, nil
+}
+
+func connect(ctx context.Context, cfg Config) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, cfg.Timings.Dial)
+	defer cancel()
+	if cfg.Dial != nil {
+		return cfg.Dial(ctx, "tcp", cfg.Addr)
+	}
+	var dialer net.Dialer
+	return dialer.DialContext(ctx, "tcp", cfg.Addr)
 }
 
 // handshake makes an SSH connection of conn, and tells which rung broke.
@@ -76,10 +89,13 @@ func handshake(ctx context.Context, conn net.Conn, cfg Config) (*ssh.Client, err
 	var hostKeyErr error
 	hostKeyOK := false
 	c, channels, requests, err := ssh.NewClientConn(heard, cfg.Addr, &ssh.ClientConfig{
-		// Curve25519 alone first: the hybrid with ML-KEM costs a VM without KVM seconds.
-		Config: ssh.Config{KeyExchanges: []string{
-			ssh.KeyExchangeCurve25519, ssh.KeyExchangeMLKEM768X25519, ssh.KeyExchangeECDHP256,
-		}},
+		Config: ssh.Config{
+			// Curve25519 alone first: the hybrid with ML-KEM costs a VM without KVM seconds.
+			KeyExchanges: []string{
+				ssh.KeyExchangeCurve25519, ssh.KeyExchangeMLKEM768X25519, ssh.KeyExchangeECDHP256,
+			},
+			RekeyThreshold: cfg.RekeyAfter,
+		},
 		User: cfg.User,
 		Auth: []ssh.AuthMethod{ssh.PublicKeys(cfg.Signer)},
 		HostKeyCallback: func(host string, addr net.Addr, key ssh.PublicKey) error {
@@ -168,7 +184,7 @@ func newSFTP(client *ssh.Client) (*sftp.Client, error) {
 		sftp.UseFstat(true), // the size of the file that is open, not of another under its name
 	)
 	if err != nil {
-		return nil, fmt.Errorf("open an SFTP session: %w", err)
+		return nil, fmt.Errorf("open an SFTP session: %w", sessionError(client, err))
 	}
 	for _, name := range []string{"posix-rename@openssh.com", "fsync@openssh.com"} {
 		if version, ok := c.HasExtension(name); !ok || version != "1" {
@@ -177,6 +193,48 @@ func newSFTP(client *ssh.Client) (*sftp.Client, error) {
 		}
 	}
 	return c, nil
+}
+
+// opening runs f, which opens a session, until the link ends at the latest.
+//
+// The SSH library can miss that end: a channel that is added while all others
+// are told of it is told nothing (mux.go, loop and openChannel), and whoever
+// opens it waits for ever. So nobody here waits for f alone, or the next link
+// would never be made; and the server is asked first whether it is there, so
+// that where it hangs up at once no channel is added, and f isn't left behind.
+func opening[T any](l *link, f func(*ssh.Client) (T, error)) (T, error) {
+	result := make(chan outcome[T], 1)
+	go func() {
+		var o outcome[T]
+		if _, _, o.err = l.ssh.SendRequest(keepaliveRequest, true, nil); o.err == nil {
+			o.value, o.err = f(l.ssh)
+		}
+		result <- o
+	}()
+	select {
+	case r := <-result:
+		return r.value, r.err
+	case <-l.done:
+		var none T
+		return none, fmt.Errorf("open a session: %w", net.ErrClosed)
+	}
+}
+
+// sessionError returns why a session could not be opened: whether the session
+// ended or the connection, the SSH library tells in too many ways.
+func sessionError(client *ssh.Client, err error) error {
+	if refused(err) {
+		return err
+	}
+	_, _, lost := client.SendRequest(keepaliveRequest, true, nil)
+	switch {
+	case lost != nil:
+		return fmt.Errorf("%w: %v", io.ErrUnexpectedEOF, err) //nolint:errorlint // what it was to the library is no matter any more
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF): // as where the program of sshd's subsystem can't be run
+		return errors.New("it ended at once")
+	default:
+		return err
+	}
 }
 
 // begin counts a goroutine that uses the link, unless the link is closed.
@@ -242,24 +300,26 @@ func (l *link) do(ctx context.Context, what string, f func() error) error {
 	return err
 }
 
+// An outcome is what a call came to.
+type outcome[T any] struct {
+	value T
+	err   error
+}
+
 // call runs f, which makes SSH or SFTP calls, and returns when f does, when
 // ctx ends, when bound is over, which closes the link, or when the link dies.
 // In all but the first case f may go on for a while, so it must not write to
 // the caller's variables; it ends with the link at the latest.
 func call[T any](ctx context.Context, l *link, bound time.Duration, what string, f func() (T, error)) (T, error) {
-	type outcome struct {
-		value T
-		err   error
-	}
 	var none T
-	result := make(chan outcome, 1)
+	result := make(chan outcome[T], 1)
 	if !l.begin() {
 		return none, l.down(what)
 	}
 	go func() {
 		defer l.wg.Done()
 		value, err := f()
-		result <- outcome{value, err}
+		result <- outcome[T]{value, err}
 	}()
 	timer := time.NewTimer(bound)
 	defer timer.Stop()
@@ -287,13 +347,17 @@ func (l *link) explain(what string, err error) error {
 		if errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF // the end of a connection must not pass for the end of a file
 		}
-		l.close(fmt.Errorf("%s: %w", what, err))
+		l.close(fmt.Errorf("the connection ended: %w", err))
 	}
 	if l.reason() != nil {
 		return l.down(what)
 	}
 	return fmt.Errorf("%s: %w", what, err)
 }
+
+// keepaliveRequest asks whether the server is there. Any answer will do;
+// OpenSSH says that it doesn't know the request.
+const keepaliveRequest = "keepalive@openssh.com"
 
 // keepalive asks the server now and then whether it is there. A silent link
 // is closed: TCP alone would take a quarter of an hour to see it.
@@ -309,11 +373,10 @@ func (l *link) keepalive() {
 		silent := time.AfterFunc(l.t.KeepaliveReply, func() {
 			l.close(fmt.Errorf("keepalive: %w: no answer for %s", ErrStalled, l.t.KeepaliveReply))
 		})
-		// Any answer will do; OpenSSH says that it doesn't know the request.
-		_, _, err := l.ssh.SendRequest("keepalive@openssh.com", true, nil)
+		_, _, err := l.ssh.SendRequest(keepaliveRequest, true, nil)
 		silent.Stop()
 		if err != nil {
-			l.close(fmt.Errorf("keepalive: %w", err))
+			l.close(fmt.Errorf("the connection ended: keepalive: %w", err))
 			return
 		}
 	}

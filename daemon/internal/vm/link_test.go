@@ -209,7 +209,7 @@ func TestWrongHostKeyNeverGoesOnByItself(t *testing.T) {
 func TestEveryRungHasAHint(t *testing.T) {
 	for _, rung := range []vm.Rung{
 		vm.RungImage, vm.RungQEMU, vm.RungAddress, vm.RungTCP, vm.RungSSH, vm.RungHostKey, vm.RungUserKey, vm.RungSFTP,
-		vm.RungDisk, vm.RungPipe, vm.RungProtocol,
+		vm.RungDisk, vm.RungPipe, vm.RungProtocol, vm.RungLink,
 	} {
 		if (&vm.RungError{Rung: rung, Err: errors.New("x")}).Hint() == "" {
 			t.Errorf("%s has none", rung)

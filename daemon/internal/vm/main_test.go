@@ -40,6 +40,7 @@ type sink struct {
 	ups      int
 	reasons  []error
 	changed  chan struct{}
+	patience time.Duration // how long the test waits for what must happen
 	fail     error         // of Entries
 	block    chan struct{} // Entries waits for it, if not nil
 	deaf     bool          // and for nothing else
@@ -55,7 +56,9 @@ type damaged struct {
 	reason error
 }
 
-func newSink(from pipe.Position) *sink { return &sink{position: from, changed: make(chan struct{})} }
+func newSink(from pipe.Position) *sink {
+	return &sink{position: from, changed: make(chan struct{}), patience: bound}
+}
 
 func (s *sink) tell() {
 	close(s.changed)
@@ -131,7 +134,7 @@ func (s *sink) Down(_ context.Context, _ string, reason error) error {
 // until waits until ok says so of the sink.
 func (s *sink) until(t *testing.T, what string, ok func(*sink) bool) {
 	t.Helper()
-	timer := time.NewTimer(bound)
+	timer := time.NewTimer(s.patience)
 	defer timer.Stop()
 	for {
 		s.mu.Lock()

@@ -41,7 +41,7 @@ func (r *reporter) up(current *generation, from pipe.Position) {
 
 // failed notes why there is no link, and reports whether that is news.
 func (r *reporter) failed(err error, wasUp bool, now time.Time) bool {
-	rung, hint := Rung("link"), ""
+	rung, hint := RungLink, hints[RungLink]
 	var broken *RungError
 	if errors.As(err, &broken) {
 		rung, hint, err = broken.Rung, broken.Hint(), broken.Err

@@ -17,7 +17,6 @@ import (
 
 	"github.com/pkg/sftp"
 	"go.uber.org/zap"
-	"golang.org/x/crypto/ssh"
 )
 
 // tempPrefix begins the names of requests that aren't whole yet. The runner
@@ -161,14 +160,13 @@ func (l *link) transfer(ctx context.Context, what string, p progress, f func(*sf
 	go func() {
 		defer l.wg.Done()
 		// A session of its own: what is under way with a large file would delay the events by as much.
-		c, err := newSFTP(l.ssh)
-		var refused *ssh.OpenChannelError
+		c, err := opening(l, newSFTP)
 		switch {
 		case err == nil:
 			opened <- c
 			err = f(c)
 			l.start(func() { _ = c.Close() }) // waits for the server
-		case errors.As(err, &refused): // the server allows few sessions
+		case refused(err): // the server allows few sessions
 			err = f(l.sftp)
 		}
 		result <- err

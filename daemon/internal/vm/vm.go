@@ -9,13 +9,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"time"
 
 	"osbuilder/daemon/internal/console"
 	"osbuilder/pipe"
 
-	"github.com/cenkalti/backoff/v5"
 	"go.uber.org/zap"
 	"golang.org/x/crypto/ssh"
 )
@@ -30,7 +30,12 @@ type Config struct {
 	Dir      string              // of the pipe in the VM; [pipe.Dir] when empty
 	Run      string              // of the VM's notes of its boot; /run/osbuilder when empty
 	Console  console.Console     // what can be seen of the VM from outside
-	Timings  Timings
+	// Dial connects; nil is TCP. It gives up when ctx ends, after Timings.Dial at the latest.
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+	// RekeyAfter is after how many bytes the link agrees on new keys; 0 is what
+	// the SSH library takes for its cipher, a gigabyte or more.
+	RekeyAfter uint64
+	Timings    Timings
 }
 
 // Timings bound and pace everything that the package does. A zero field takes
@@ -158,18 +163,8 @@ func (e *sinkError) Unwrap() error { return e.err }
 // Run connects, follows the events, and connects again, until ctx ends, which
 // is no error, or the Sink returns one.
 func (b *Builder) Run(ctx context.Context) error {
-	t := b.cfg.Timings
-	retry := &backoff.ExponentialBackOff{
-		InitialInterval: t.RetryMin, RandomizationFactor: 0.5,
-		Multiplier: 1.5, MaxInterval: t.RetryMax,
-	}
-	retry.Reset()
-	slow := &backoff.ExponentialBackOff{
-		InitialInterval: t.RetryHostKey, RandomizationFactor: 0.5,
-		Multiplier: 1, MaxInterval: t.RetryHostKey,
-	}
-	slow.Reset()
-	trouble := reporter{log: b.log, first: t.Remind, console: b.cfg.Console}
+	pace := newPacer(b.cfg.Timings)
+	trouble := reporter{log: b.log, first: b.cfg.Timings.Remind, console: b.cfg.Console}
 	for {
 		held, err := b.session(ctx, &trouble)
 		var fatal *sinkError
@@ -184,15 +179,7 @@ func (b *Builder) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // to be stopped is no error, whatever it was that stopping broke on the link
 		}
-		if held >= t.Held {
-			retry.Reset()
-		}
-		wait := retry.NextBackOff()
-		var rung *RungError
-		if errors.As(err, &rung) && rung.Rung == RungHostKey {
-			wait = slow.NextBackOff()
-		}
-		timer := time.NewTimer(wait)
+		timer := time.NewTimer(pace.after(held, err))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
@@ -217,12 +204,14 @@ func (b *Builder) session(ctx context.Context, trouble *reporter) (time.Duration
 		link: l, sink: b.sink, builder: b.cfg.Name, dir: b.cfg.Dir, t: b.cfg.Timings,
 		log: b.log, noted: map[string]bool{}, onHello: b.greeted, seen: &b.seen,
 	}
-	if err := dataDisk(ctx, l, b.cfg.Run); err != nil {
-		b.down(err)
-		return 0, err
+	var current *generation
+	if err = dataDisk(ctx, l, b.cfg.Run); err == nil {
+		current, err = f.open(ctx)
 	}
-	current, err := f.open(ctx)
 	if err != nil {
+		if errors.Is(err, ErrDown) {
+			err = &RungError{RungSSH, err} // it broke before it was of use
+		}
 		b.down(err)
 		return 0, err
 	}

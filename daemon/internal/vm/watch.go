@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/crypto/ssh"
 )
 
 // watchScript runs in the VM as long as the link lives. Each line that it
@@ -53,9 +54,9 @@ func watch(ctx context.Context, l *link, dir string, log *zap.Logger) *watcher {
 		output io.Reader
 	}
 	session, err := call(ctx, l, l.t.Call, "start inotifywait", func() (e ends, err error) {
-		session, err := l.ssh.NewSession()
+		session, err := opening(l, (*ssh.Client).NewSession)
 		if err != nil {
-			return e, err
+			return e, sessionError(l.ssh, err)
 		}
 		if e.input, err = session.StdinPipe(); err != nil {
 			return e, err
@@ -68,7 +69,11 @@ func watch(ctx context.Context, l *link, dir string, log *zap.Logger) *watcher {
 	if err != nil {
 		w.broken.Store(true)
 		if l.reason() == nil && ctx.Err() == nil {
-			log.Warn("no wake-ups from the builder, polling instead", zap.Error(err))
+			fields := []zap.Field{zap.Error(err)}
+			if refused(err) {
+				fields = append(fields, zap.String("hint", moreSessions))
+			}
+			log.Warn("no wake-ups from the builder, polling instead", fields...)
 		}
 		return w
 	}

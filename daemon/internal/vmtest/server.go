@@ -29,6 +29,7 @@ type Faults struct {
 	Babble       string // said instead of a greeting, and then nothing
 	WrongHostKey bool
 	RefuseUser   bool  // the user's key isn't known
+	DropLogins   bool  // who logs in is hung up on at once
 	CutAfter     int64 // each connection is cut after so many bytes from the server; 0 never
 
 	NoSFTP        bool
@@ -52,6 +53,7 @@ type Faults struct {
 // A Server is one builder VM. It ends with its test.
 type Server struct {
 	t       testing.TB
+	network *Network // nil: TCP
 	dir     string
 	bin     string
 	addr    string
@@ -77,8 +79,15 @@ type Server struct {
 // New starts a server. Its pipe directory is empty: see [NewPipe].
 func New(t testing.TB) *Server {
 	t.Helper()
+	return NewOn(t, nil)
+}
+
+// NewOn starts a server on a network in memory. In a bubble it must not be
+// asked to run commands: their end is no event that a bubble knows of.
+func NewOn(t testing.TB, network *Network) *Server {
+	t.Helper()
 	s := &Server{
-		t: t, dir: t.TempDir(), key: newKey(t),
+		t: t, network: network, dir: t.TempDir(), key: newKey(t),
 		host: newSigner(t, newKey(t)), another: newSigner(t, newKey(t)),
 		changed: make(chan struct{}),
 		conns:   map[*conn]bool{}, requests: map[string]int{},
@@ -233,10 +242,13 @@ func (s *Server) count(kind string) {
 
 func (s *Server) listen(addr string) {
 	s.t.Helper()
-	var config net.ListenConfig
-	l, err := config.Listen(s.t.Context(), "tcp", addr)
-	if err != nil {
-		s.t.Fatal(err)
+	var l net.Listener = s.network
+	if s.network == nil {
+		var config net.ListenConfig
+		var err error
+		if l, err = config.Listen(s.t.Context(), "tcp", addr); err != nil {
+			s.t.Fatal(err)
+		}
 	}
 	s.mu.Lock()
 	s.listener, s.addr = l, l.Addr().String()
@@ -322,6 +334,9 @@ func (s *Server) serve(c *conn) {
 	s.mu.Lock()
 	s.logins++
 	s.mu.Unlock()
+	if faults.DropLogins {
+		return
+	}
 	var sessions sync.WaitGroup
 	defer sessions.Wait()
 	sessions.Go(func() { ssh.DiscardRequests(requests) }) // and says no to keepalive, as OpenSSH does
