@@ -126,6 +126,7 @@ func serve(ctx context.Context, cfg config.Config, links []vm.Config, log *zap.L
 	if err != nil {
 		return err
 	}
+	shared := owned{records, d, log}
 	drops := inbox.New(inbox.Config{
 		Dir: cfg.Paths.Jobs, State: cfg.Paths.State,
 		Settle: cfg.Settle, Rescan: cfg.Rescan, JobTimeout: cfg.JobTimeout,
@@ -134,13 +135,13 @@ func serve(ctx context.Context, cfg config.Config, links []vm.Config, log *zap.L
 			return recipe.Prepare(j, source, job.NixOS{Format: cfg.Format, System: cfg.System, Nixpkgs: cfg.Nixpkgs})
 		},
 		NotFound: store.ErrNotFound,
-	}, records, log)
+	}, shared, log)
 	// Before the inbox sweeps, and after the damaged records were set aside.
 	published := &deliver.Publisher{Output: cfg.Paths.Output, State: cfg.Paths.State}
 	if err := drops.SayLost(ctx, records.IDs, published.All); err != nil {
 		log.Warn("jobs that are not on record any more can't be found", zap.Error(err))
 	}
-	commands := &control.Server{Path: cfg.Paths.Control, Backend: &backend{d, records, drops, log}, Log: log}
+	commands := &control.Server{Path: cfg.Paths.Control, Backend: &backend{d, shared, drops}, Log: log}
 	checks := &health.Server{Path: cfg.Paths.Health, Probe: d.Probe, Log: log}
 
 	parts, ctx := errgroup.WithContext(ctx)

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"go.uber.org/zap"
 
 	"osbuilder/daemon/internal/control"
 	"osbuilder/daemon/internal/dispatch"
@@ -24,9 +23,8 @@ import (
 // A backend is the daemon as the commands about jobs see it.
 type backend struct {
 	dispatcher *dispatch.Dispatcher
-	records    *store.SQLite
+	records    owned
 	drops      *inbox.Inbox
-	log        *zap.Logger
 }
 
 func (b *backend) InFlight(ctx context.Context) ([]job.Job, error) { return b.dispatcher.InFlight(ctx) }
@@ -37,20 +35,11 @@ func (b *backend) Get(ctx context.Context, id job.ID) (job.Job, error) {
 }
 
 func (b *backend) List(ctx context.Context, after job.ID, limit int) ([]job.Job, error) {
-	for {
-		jobs, damaged, err := b.records.List(ctx, after, limit)
-		sayDamaged(b.log, damaged)
-		if err != nil || len(jobs) > 0 || len(damaged) == 0 {
-			return jobs, err
-		}
-		after = damaged[len(damaged)-1].ID // not the last page yet
-	}
+	return b.records.List(ctx, after, limit)
 }
 
 func (b *backend) Named(ctx context.Context, name string, limit int) ([]job.Job, error) {
-	jobs, damaged, err := b.records.Named(ctx, name, limit)
-	sayDamaged(b.log, damaged)
-	return jobs, err
+	return b.records.Named(ctx, name, limit)
 }
 
 func (b *backend) Cancel(ctx context.Context, id job.ID, reason string) (job.Job, error) {
@@ -114,12 +103,6 @@ type translated struct {
 }
 
 func (t *translated) Unwrap() []error { return []error{t.error, t.as} }
-
-func sayDamaged(log *zap.Logger, damaged []store.Damaged) {
-	for _, bad := range damaged {
-		log.Error("record is damaged and was set aside; the others go on", zap.String("id", string(bad.ID)), zap.Error(bad.Err))
-	}
-}
 
 // aboutJobs returns the commands that ask the running daemon.
 func aboutJobs(socket *string, out io.Writer) []*cobra.Command {

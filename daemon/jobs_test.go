@@ -401,7 +401,7 @@ func TestAllJobsPageByPage(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "control.sock")
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	server := control.Server{Path: socket, Backend: &backend{records: records, log: zaptest.NewLogger(t)}, Log: zaptest.NewLogger(t)}
+	server := control.Server{Path: socket, Backend: &backend{records: owned{SQLite: records}}, Log: zaptest.NewLogger(t)}
 	go func() { done <- server.Run(ctx) }()
 	defer func() {
 		stop()

@@ -91,6 +91,24 @@ func (d *Dispatcher) Take(ctx context.Context, id job.ID) error {
 	return d.do(ctx, func(ctx context.Context) error { return d.take(ctx, id) })
 }
 
+// Heal writes the record of a job in flight anew, as it is known here: for one
+// that was found damaged in the store. ErrUnknown: it is not in flight.
+func (d *Dispatcher) Heal(ctx context.Context, id job.ID) error {
+	unknown := make(chan bool, 1) // the caller may leave before it is answered
+	err := d.do(ctx, func(ctx context.Context) error {
+		f := d.flights[id]
+		unknown <- f == nil
+		if f == nil {
+			return nil
+		}
+		return d.write(ctx, f, f.job)
+	})
+	if err == nil && <-unknown {
+		err = fmt.Errorf("job %s: %w", id, ErrUnknown)
+	}
+	return err
+}
+
 // InFlight returns the jobs that are not settled, those that wait in the
 // order in which they will be claimed.
 func (d *Dispatcher) InFlight(ctx context.Context) ([]job.Job, error) {

@@ -114,6 +114,9 @@ func (b *Inbox) find(ctx context.Context, c *candidate) error {
 		return fmt.Errorf("look for the drop's job: %w", err)
 	}
 	j, err := b.store.Get(ctx, id)
+	if errors.Is(err, b.cfg.NotFound) {
+		return hint.With(fmt.Errorf("it became job %s, which is not on record any more: %w", id, err), "To have it built, give it another name.")
+	}
 	if err != nil {
 		return fmt.Errorf("read the drop's job: %w", err)
 	}

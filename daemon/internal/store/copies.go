@@ -95,7 +95,7 @@ func checkCopy(ctx context.Context, path string) (err error) {
 
 // Run makes copies until ctx is over: when it begins, and then every hour in
 // which something changed. What goes wrong with them is said, and is no reason
-// to stop.
+// to stop. It also says what is found damaged meanwhile, and was mended.
 func (s *SQLite) Run(ctx context.Context, log *zap.Logger) error {
 	if s.mended != "" {
 		log.Warn("indexes of the records were damaged, and are made anew", zap.String("reason", s.mended))
@@ -111,6 +111,9 @@ func (s *SQLite) Run(ctx context.Context, log *zap.Logger) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-s.news:
+			s.sayFound(log)
+			continue
 		case <-timer.C:
 		}
 		timer.Reset(copyEvery)
@@ -249,13 +252,13 @@ func (s *SQLite) noticeRestore(ctx context.Context) error {
 	if err != nil {
 		at = time.Unix(0, 0) // damaged, it is a copy all the same
 	}
-	rows, err := s.rows(ctx, `SELECT id, revision, record, digest FROM jobs WHERE settled = 0`)
+	all, err := rows(ctx, s.db, `SELECT id, revision, record, digest FROM jobs WHERE settled = 0`)
 	if err != nil {
 		return err
 	}
 	reason := fmt.Sprintf("from the copy of %s UTC; what happened since is not on record", at.UTC().Format(time.DateTime))
 	err = s.write(ctx, func(tx *sql.Tx) error {
-		for _, r := range rows {
+		for _, r := range all {
 			j, err := r.decode()
 			if err != nil || j.State.Terminal() {
 				continue // a damaged one is told of when it is asked for

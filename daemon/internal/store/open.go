@@ -19,10 +19,16 @@ import (
 	"osbuilder/pipe/effect"
 )
 
-// migrations lead from one schema version to the next: the first one makes
-// version 1 out of an empty file. What was released is never changed.
-var migrations = []string{
-	`
+// A migration leads from one schema version to the next.
+type migration struct {
+	sql  string
+	then func(ctx context.Context, tx *sql.Tx) error // what SQL can't do
+}
+
+// migrations are all there are: the first one makes version 1 out of an empty
+// file. What was released is never changed.
+var migrations = []migration{
+	{sql: `
 	CREATE TABLE jobs (
 		id       TEXT    NOT NULL PRIMARY KEY,
 		revision INTEGER NOT NULL,
@@ -59,17 +65,18 @@ var migrations = []string{
 		record BLOB,
 		digest BLOB
 	) STRICT;
-	`,
+	`},
 	// From here on records have wishes to cancel and priorities, which the code
 	// before would drop without a word: so it must refuse them.
 	//
 	// The name is there to find a job by; what counts is the one in the record.
-	`
+	{sql: `
 	ALTER TABLE jobs ADD COLUMN name TEXT NOT NULL DEFAULT '';
 	UPDATE jobs SET name = coalesce(CASE WHEN json_valid(CAST(record AS TEXT))
 		THEN json_extract(CAST(record AS TEXT), '$.name') END, '');
 	CREATE INDEX jobs_named ON jobs (name, id);
-	`,
+	`},
+	{sql: `ALTER TABLE drops ADD COLUMN digest BLOB NOT NULL DEFAULT x''`, then: sealDrops},
 }
 
 // Open opens the store in the file at path and makes it if it is absent. A
@@ -80,15 +87,15 @@ func Open(ctx context.Context, path string) (*SQLite, error) {
 	return open(ctx, path, migrations)
 }
 
-func open(ctx context.Context, path string, migrations []string) (*SQLite, error) {
-	s := &SQLite{path: path}
+func open(ctx context.Context, path string, migrations []migration) (*SQLite, error) {
+	s := &SQLite{path: path, news: make(chan struct{}, 1)}
 	if err := s.open(ctx, migrations); err != nil {
 		return nil, fmt.Errorf("open store %s: %w", path, errors.Join(advise(ctx, full(err), path), s.Close()))
 	}
 	return s, nil
 }
 
-func (s *SQLite) open(ctx context.Context, migrations []string) (err error) {
+func (s *SQLite) open(ctx context.Context, migrations []migration) (err error) {
 	if s.held, err = hold(s.path); err != nil {
 		return err
 	}
@@ -113,7 +120,10 @@ func (s *SQLite) open(ctx context.Context, migrations []string) (err error) {
 	if _, err := s.Owner(ctx); err != nil {
 		return err
 	}
-	return s.noticeRestore(ctx)
+	if err := s.noticeRestore(ctx); err != nil {
+		return err
+	}
+	return s.mendDrops(ctx)
 }
 
 // missing is an error if there should be records and there are none: an empty
@@ -170,7 +180,7 @@ func hold(path string) (*effect.File, error) {
 }
 
 // prepare checks the file and brings it to the version of the last migration.
-func (s *SQLite) prepare(ctx context.Context, migrations []string) error {
+func (s *SQLite) prepare(ctx context.Context, migrations []migration) error {
 	var version int
 	if err := s.db.QueryRowContext(ctx, `PRAGMA user_version`).Scan(&version); err != nil {
 		return err
@@ -192,8 +202,14 @@ func (s *SQLite) prepare(ctx context.Context, migrations []string) error {
 	}
 	for ; version < len(migrations); version++ {
 		err := s.write(ctx, func(tx *sql.Tx) error {
-			if _, err := tx.ExecContext(ctx, migrations[version]); err != nil {
+			m := migrations[version]
+			if _, err := tx.ExecContext(ctx, m.sql); err != nil {
 				return err
+			}
+			if m.then != nil {
+				if err := m.then(ctx, tx); err != nil {
+					return err
+				}
 			}
 			_, err := tx.ExecContext(ctx, fmt.Sprintf(`PRAGMA user_version = %d`, version+1))
 			return err
@@ -241,12 +257,12 @@ func (s *SQLite) reindex(ctx context.Context) error {
 	if _, err := s.db.ExecContext(ctx, `REINDEX`); err != nil {
 		return err
 	}
-	rows, err := s.rows(ctx, `SELECT id, revision, record, digest FROM jobs NOT INDEXED`)
+	all, err := rows(ctx, s.db, `SELECT id, revision, record, digest FROM jobs NOT INDEXED`)
 	if err != nil {
 		return err
 	}
 	return s.write(ctx, func(tx *sql.Tx) error {
-		for _, r := range rows {
+		for _, r := range all {
 			j, err := r.decode()
 			if err != nil {
 				continue // it is told of when it is asked for

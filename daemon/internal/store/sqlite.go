@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -29,6 +30,11 @@ type SQLite struct {
 	db     *sql.DB
 	writes atomic.Int64 // since it was opened
 
+	mu    sync.Mutex       // guards what follows
+	last  map[job.ID]int64 // see note
+	found []finding        // damaged, and not told of yet
+	news  chan struct{}    // there are some
+
 	mended   string    // what was wrong with its indexes when it was opened
 	restored time.Time // of the copy that it is, if it was put in place before
 }
@@ -36,6 +42,7 @@ type SQLite struct {
 // What a digest covers begins with the kind of its row.
 const (
 	kindJob        = "job"
+	kindDrop       = "drop"
 	kindCheckpoint = "checkpoint"
 	kindOwner      = "owner"
 	kindCopied     = "copied" // when a copy was made; in nothing but a copy
@@ -88,18 +95,27 @@ func (s *SQLite) CreateAll(ctx context.Context, jobs []job.Job) ([]job.Job, erro
 	if err != nil {
 		return nil, err
 	}
+	for _, j := range made {
+		s.note(j)
+	}
 	return made, nil
 }
 
 func insert(ctx context.Context, tx *sql.Tx, j job.Job, record []byte) error {
 	if j.DropKey != "" {
 		if added, err := changed(tx.ExecContext(ctx,
-			`INSERT INTO drops (key, job) VALUES (?, ?) ON CONFLICT DO NOTHING`, j.DropKey, string(j.ID))); err != nil {
+			`INSERT INTO drops (key, job, digest) VALUES (?, ?, ?) ON CONFLICT DO NOTHING`,
+			j.DropKey, string(j.ID), sealDrop(j.DropKey, string(j.ID)))); err != nil {
 			return err
 		} else if !added {
 			return fmt.Errorf("its drop: %w", ErrExists)
 		}
 	}
+	return put(ctx, tx, j, record)
+}
+
+// put writes a row where there is none.
+func put(ctx context.Context, tx *sql.Tx, j job.Job, record []byte) error {
 	added, err := changed(tx.ExecContext(ctx,
 		`INSERT INTO jobs (id, name, revision, settled, record, digest) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
 		string(j.ID), j.Name, j.Revision, j.Settled(), record, seal(kindJob, string(j.ID), j.Revision, record)))
@@ -124,15 +140,30 @@ func (s *SQLite) Get(ctx context.Context, id job.ID) (job.Job, error) {
 }
 
 // Update replaces the record whose revision j has, and returns j with its new
-// revision. ErrConflict: the record has another revision by now.
+// revision. ErrConflict: the record has another revision by now. A record that
+// is damaged, or was set aside for it, is written anew, if j has the revision
+// that was the last.
 func (s *SQLite) Update(ctx context.Context, j job.Job) (job.Job, error) {
-	updated := j
+	var updated job.Job
+	var damaged error
 	err := s.write(ctx, func(tx *sql.Tx) (err error) {
+		if last, known := s.lastOf(j.ID); known && last > j.Revision {
+			return ErrConflict // whatever a damaged row says
+		}
 		updated, err = replace(ctx, tx, j)
+		if errors.Is(err, ErrConflict) || errors.Is(err, ErrNotFound) {
+			updated, damaged = j, fmt.Errorf("%w: revision %d of it: %w", ErrDamaged, j.Revision, err)
+			updated.Revision++
+			err = s.heal(ctx, tx, updated, err)
+		}
 		return err
 	})
 	if err != nil {
 		return job.Job{}, fmt.Errorf("update job %s: %w", j.ID, err)
+	}
+	s.note(updated)
+	if damaged != nil {
+		s.tell(finding{recordHealed, j.ID, damaged})
 	}
 	return updated, nil
 }
@@ -217,20 +248,6 @@ func (s *SQLite) IDs(ctx context.Context) (map[job.ID]bool, error) {
 		return nil, fmt.Errorf("list IDs: %w", err)
 	}
 	return ids, nil
-}
-
-// FindDrop returns the job that was made from a drop, even if the job's
-// record was set aside since.
-func (s *SQLite) FindDrop(ctx context.Context, key string) (job.ID, error) {
-	var id string
-	err := s.db.QueryRowContext(ctx, `SELECT job FROM drops WHERE key = ?`, key).Scan(&id)
-	if errors.Is(err, sql.ErrNoRows) {
-		err = ErrNotFound
-	}
-	if err != nil {
-		return "", fmt.Errorf("find drop: %w", err)
-	}
-	return job.ID(id), nil
 }
 
 var ownerPattern = regexp.MustCompile(`^[0-9a-f]{32}$`)
@@ -331,9 +348,14 @@ func (r row) decode() (job.Job, error) {
 	return j, nil
 }
 
+// A querier is the store, or a transaction in it.
+type querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
 // rows returns what a query of the four columns of a row finds.
-func (s *SQLite) rows(ctx context.Context, query string, args ...any) ([]row, error) {
-	found, err := s.db.QueryContext(ctx, query, args...)
+func rows(ctx context.Context, db querier, query string, args ...any) ([]row, error) {
+	found, err := db.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, err
 	}
@@ -352,18 +374,19 @@ func (s *SQLite) rows(ctx context.Context, query string, args ...any) ([]row, er
 // query returns the jobs that a query of the four columns of a row finds. The
 // damaged ones among them it sets aside.
 func (s *SQLite) query(ctx context.Context, query string, args ...any) (jobs []job.Job, damaged []Damaged, err error) {
-	rows, err := s.rows(ctx, query, args...)
+	all, err := rows(ctx, s.db, query, args...)
 	if err != nil {
 		return nil, nil, err
 	}
 	var bad []row
-	for _, r := range rows {
+	for _, r := range all {
 		j, err := r.decode()
 		if err != nil {
 			bad = append(bad, r)
 			damaged = append(damaged, Damaged{ID: job.ID(r.id), Err: err})
 			continue
 		}
+		s.note(j)
 		jobs = append(jobs, j)
 	}
 	if len(bad) == 0 {
@@ -371,12 +394,7 @@ func (s *SQLite) query(ctx context.Context, query string, args ...any) (jobs []j
 	}
 	err = s.write(ctx, func(tx *sql.Tx) error {
 		for i, r := range bad {
-			if err := setAside(ctx, tx, kindJob, r.id, damaged[i].Err, r.record, r.digest); err != nil {
-				return err
-			}
-			// Not what another goroutine has just written over it.
-			if _, err := tx.ExecContext(ctx,
-				`DELETE FROM jobs WHERE id = ? AND digest = ?`, r.id, r.digest); err != nil {
+			if err := removeDamaged(ctx, tx, r, damaged[i].Err); err != nil {
 				return err
 			}
 		}

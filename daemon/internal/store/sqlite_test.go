@@ -13,7 +13,7 @@ import (
 	"osbuilder/pipe"
 )
 
-func openAt(t *testing.T, path string, migrations []string) *SQLite {
+func openAt(t *testing.T, path string, migrations []migration) *SQLite {
 	t.Helper()
 	s, err := open(t.Context(), path, migrations)
 	if err != nil {
@@ -168,10 +168,10 @@ func TestMigration(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	next := append(slices.Clone(migrations), `ALTER TABLE jobs ADD COLUMN extra TEXT`, `CREATE TABLE more (a TEXT) STRICT`)
+	next := append(slices.Clone(migrations), migration{sql: `ALTER TABLE jobs ADD COLUMN extra TEXT`}, migration{sql: `CREATE TABLE more (a TEXT) STRICT`})
 
 	t.Run("one that doesn't work changes nothing", func(t *testing.T) {
-		broken := append(slices.Clone(migrations), `CREATE TABLE half (a TEXT) STRICT; CREATE GARBAGE`)
+		broken := append(slices.Clone(migrations), migration{sql: `CREATE TABLE half (a TEXT) STRICT; CREATE GARBAGE`})
 		if s, err := open(t.Context(), path, broken); err == nil {
 			s.Close()
 			t.Fatal("no error")
