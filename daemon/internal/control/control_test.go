@@ -517,6 +517,7 @@ func TestText(t *testing.T) {
 		History: []job.Step{
 			{Time: epoch, Event: job.Created, State: job.Queued},
 			{Time: epoch.Add(time.Second), Event: job.Claimed, State: job.Sending, Attempt: 1, Reason: "on vm"},
+			{Time: epoch.Add(2 * time.Second), Event: job.Deferred, State: job.Queued, Attempt: 1, Reason: "no room", Folded: 2, Last: epoch.Add(time.Minute)},
 		},
 	}, now); err != nil {
 		t.Fatal(err)
@@ -531,9 +532,10 @@ func TestText(t *testing.T) {
 		"artifact    a.iso, 1.5 kB, sha256 00\n" +
 		"output      output/hello/20260102-030405-000000\n" +
 		"\n" +
-		"TIME (UTC)           STATE    EVENT    ATTEMPT  REASON\n" +
-		"2026-01-02 03:04:05  queued   created  -        \n" +
-		"2026-01-02 03:04:06  sending  claimed  1        on vm\n"
+		"TIME (UTC)           STATE    EVENT     ATTEMPT  REASON\n" +
+		"2026-01-02 03:04:05  queued   created   -        \n" +
+		"2026-01-02 03:04:06  sending  claimed   1        on vm\n" +
+		"2026-01-02 03:04:07  queued   deferred  1        no room (3 times, last at 2026-01-02 03:05:05)\n"
 	if diff := cmp.Diff(want, b.String()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

@@ -128,9 +128,17 @@ func WriteJob(w io.Writer, j Job, now time.Time) error {
 		if s.Attempt > 0 {
 			n = fmt.Sprint(s.Attempt)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", stamp(s.Time), s.State, s.Event, n, plain(s.Reason))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", stamp(s.Time), s.State, s.Event, n, plain(s.Reason+folded(s)))
 	}
 	return t.Flush()
+}
+
+// folded says how many steps one stands for.
+func folded(s job.Step) string {
+	if s.Folded == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (%d times, last at %s)", s.Folded+1, stamp(s.Last))
 }
 
 func state(j Job, now time.Time) string {

@@ -61,10 +61,10 @@ func (d *Dispatcher) Retry(ctx context.Context, id job.ID) (job.Job, error) {
 		if f.job.Restored {
 			return d.release(ctx, f)
 		}
-		f.notBefore = time.Time{}
+		f.notBefore, f.refused = time.Time{}, nil
 		if f.job.State != job.Collecting {
 			for _, w := range d.workers {
-				w.notBefore, w.claimBefore, w.refusals = time.Time{}, time.Time{}, 0
+				w.notBefore, w.claimBefore, w.refusals, w.refusedLast = time.Time{}, time.Time{}, 0, ""
 			}
 		}
 		return d.update(ctx, f, job.RetryAsked, "", nil)

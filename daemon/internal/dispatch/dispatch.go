@@ -68,6 +68,8 @@ type flight struct {
 	pulse      pulse     // while it runs
 	gap        gap       // in what the VM said of the attempt
 
+	refused map[string]refusal // by the builder that did not take it for now
+
 	asLeft bool // its log is, and not opened
 	found  bool // its record came from a copy, and a builder had it
 

@@ -66,6 +66,7 @@ type machine struct {
 
 	mute    int            // so many requests are carried out but not answered
 	refuse  []pipe.Refused // answers for the next requests about jobs
+	refuses func(pipe.Header) *pipe.Refused
 	hold    bool           // jobs don't end
 	outcome func() pipe.Finished
 	systems []string
@@ -204,6 +205,10 @@ func (m *machine) Send(_ context.Context, data []byte) error {
 	case len(m.refuse) > 0:
 		refusal := m.refuse[0]
 		m.refuse = m.refuse[1:]
+		refusal.Request = key
+		answer(pipe.Event{Type: pipe.TypeRefused, Refused: &refusal})
+	case m.refuses != nil && m.refuses(*h) != nil:
+		refusal := *m.refuses(*h)
 		refusal.Request = key
 		answer(pipe.Event{Type: pipe.TypeRefused, Refused: &refusal})
 	case m.spool[key] == h.SHA256:

@@ -201,7 +201,7 @@ func (d *Dispatcher) acceptedJob(ctx context.Context, builder string, w *worker,
 	case kind == pipe.KindJob && (f.job.State == job.Sending || f.job.Deferred()):
 		// Deferred after a refusal, it can be the answer to the same request
 		// written again: the VM has the job.
-		w.refusals = 0
+		w.tookJob(builder, f)
 		return d.update(ctx, f, job.Accepted, "", func(j *job.Job) { j.Why = "" })
 	case kind == pipe.KindAcknowledge && f.job.State.Terminal():
 		j := f.job
@@ -253,7 +253,7 @@ func (d *Dispatcher) refused(ctx context.Context, builder string, w *worker, r p
 			// Gone with a disk, or damaged on it: a later upload can't build on them.
 			f.uploaded, f.fresh = delivered{}, true
 		}
-		w.refuse(d.cfg.Now(), d.cfg.RetryAfter)
+		w.refuseJob(builder, f, r.Reason, d.cfg.Now(), d.cfg.RetryAfter)
 		return d.update(ctx, f, job.Deferred, r.Message, func(j *job.Job) { j.Why = r.Message })
 	case kind == pipe.KindRepeat && asked:
 		d.repeatRefused(w, r, log)

@@ -34,8 +34,9 @@ type worker struct {
 	unanswered  int       // requests in a row that were not answered in time
 	acks        []*ack    // to be sent, in this order
 	notBefore   time.Time // of the next request, after one that could not be written
-	claimBefore time.Time // no job is claimed before, after a refusal that may pass
-	refusals    int       // of jobs, in a row
+	claimBefore time.Time // no job is claimed before, after a refusal that concerns them all
+	refusals    int       // of that kind, in a row
+	refusedLast job.ID    // of those that it did not take since it took one
 
 	// Bytes of events: read, of these stored, of these the VM was told about.
 	read, stored, told int64
@@ -91,12 +92,6 @@ func (w *worker) nextAck(now time.Time) *ack {
 		}
 	}
 	return nil
-}
-
-// refuse puts off the next claim, longer each time in a row.
-func (w *worker) refuse(now time.Time, pause time.Duration) {
-	w.claimBefore = now.Add(min(pause<<min(w.refusals, 10), maxPause))
-	w.refusals++
 }
 
 // Up implements the link's sink: requests can be sent.
@@ -208,7 +203,7 @@ func (d *Dispatcher) pumpWorker(ctx, work context.Context, name string, w *worke
 				return d.sendJob(ctx, work, w, f)
 			}
 		case job.Queued:
-			if !f.job.Restored && w.buildsFor(f.job.System()) && (next == nil || f.job.Before(next.job)) {
+			if w.takes(name, f, now) && (next == nil || w.prefers(name, f, next)) {
 				next = f
 			}
 		default: // the VM has nothing to do with it any more

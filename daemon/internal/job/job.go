@@ -118,6 +118,12 @@ type Step struct {
 	State   State     `json:"state"`
 	Attempt int       `json:"attempt,omitempty"`
 	Reason  string    `json:"reason,omitempty"`
+
+	// Folded counts the refusals that this one stands for besides itself, each
+	// with its claim: Time is that of the first, Last and Reason are those of
+	// the last.
+	Folded int       `json:"folded,omitempty"`
+	Last   time.Time `json:"last,omitzero"`
 }
 
 // System is the Nix system that a builder must build for to take the job;
@@ -200,8 +206,30 @@ func (j Job) Apply(event Event, now time.Time, reason string) (Job, error) {
 	j.History = append(j.History[:len(j.History):len(j.History)], Step{
 		Time: j.Updated, Event: event, State: next, Attempt: j.Attempt, Reason: reason,
 	})
+	j.History = fold(j.History)
 	return j, nil
 }
+
+// fold shortens the end of a story: a VM can refuse a job for days, and a
+// record is written anew with each of its steps. It leaves h as it was.
+func fold(h []Step) []Step {
+	for {
+		n := len(h) - 4
+		if n < 0 || !refused(h[n:n+2]) || !refused(h[n+2:]) {
+			return h
+		}
+		claimed, deferred := h[n+2], h[n+3]
+		if deferred.Folded == 0 {
+			deferred.Last = deferred.Time
+		}
+		deferred.Folded += h[n+1].Folded + 1
+		claimed.Time, deferred.Time = h[n].Time, h[n+1].Time
+		h = append(h[:n:n], claimed, deferred)
+	}
+}
+
+// refused reports whether two steps are a claim and its refusal for now.
+func refused(h []Step) bool { return h[0].Event == Claimed && h[1].Event == Deferred }
 
 // OutputName turns a drop's name into the name of a folder in output/: the
 // extension goes, and whatever a path or a shell could take amiss becomes a

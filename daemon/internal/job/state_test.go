@@ -1,7 +1,11 @@
 package job
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -156,5 +160,116 @@ func TestSettled(t *testing.T) {
 		if got := tt.job.Settled(); got != tt.want {
 			t.Errorf("%s, attempt %d, acknowledged %t: Settled() = %t", tt.job.State, tt.job.Attempt, tt.job.Acknowledged, got)
 		}
+	}
+}
+
+// Refusals in a row are one step with their number, whatever their reasons;
+// what lies between two of them keeps them apart.
+func TestRefusalsAreFolded(t *testing.T) {
+	at := func(n int) time.Time { return time.Date(2026, 1, 2, 3, 4, n, 0, time.UTC) }
+	j := Job{ID: "a", State: Queued, Attempt: 1}
+	n := 0
+	apply := func(events ...Event) {
+		t.Helper()
+		for _, e := range events {
+			n++
+			var err error
+			if j, err = j.Apply(e, at(n), fmt.Sprint("reason ", n)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	apply(Claimed, Deferred)
+	before := j
+	kept := slices.Clone(before.History)
+	apply(Claimed, Deferred, Claimed, Deferred)
+	want := []Step{
+		{Time: at(1), Event: Claimed, State: Sending, Attempt: 1, Reason: "reason 5"},
+		{Time: at(2), Event: Deferred, State: Queued, Attempt: 1, Reason: "reason 6", Folded: 2, Last: at(6)},
+	}
+	if diff := cmp.Diff(want, j.History); diff != "" {
+		t.Errorf("story (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(kept, before.History); diff != "" {
+		t.Errorf("Apply changed the job it was called on:\n%s", diff)
+	}
+	apply(RetryAsked, Claimed, Deferred, Claimed, Deferred, Claimed)
+	folded := []int{0, 2, 0, 0, 1, 0}
+	for i, s := range j.History {
+		if i >= len(folded) || s.Folded != folded[i] {
+			t.Fatalf("story %+v", j.History)
+		}
+	}
+
+	// A story from before there was folding is shortened from its end on.
+	long := Job{ID: "a", State: Sending, History: []Step{{Event: Created}}}
+	for range 100 {
+		long.History = append(long.History, Step{Event: Claimed, Time: at(1)}, Step{Event: Deferred, Time: at(2)})
+	}
+	long.History = append(long.History, Step{Event: Claimed, Time: at(3)})
+	short, err := long.Apply(Deferred, at(4), "")
+	if h := short.History; err != nil || len(h) != 3 || h[2].Folded != 100 || !h[2].Last.Equal(at(4)) || !h[2].Time.Equal(at(2)) {
+		t.Errorf("story %+v, %v", h, err)
+	}
+}
+
+// Whatever happens, no claim and no refusal goes uncounted, and what is asked
+// of a story has the same answers as without folding.
+func TestFoldingLosesNothing(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 1000 {
+		j := Job{ID: "a", State: Queued}
+		claims, refusals, interruptions := 0, 0, 0
+		last := Event("")
+		for range 60 {
+			e := Events[random.IntN(len(Events))]
+			if j.State == Queued || j.State == Sending {
+				e = []Event{Claimed, Claimed, Deferred, Deferred, Interrupted, RetryAsked}[random.IntN(6)]
+			}
+			was := j.State
+			next, err := j.Apply(e, time.Time{}, "")
+			if err != nil || was.Terminal() {
+				continue
+			}
+			j = next
+			if j.State == was && !e.Note() {
+				continue
+			}
+			if !e.Note() {
+				last = e
+			}
+			switch e {
+			case Claimed:
+				claims++
+			case Deferred:
+				refusals++
+			case Interrupted:
+				interruptions++
+			default:
+			}
+		}
+		for i, s := range j.History {
+			switch s.Event {
+			case Claimed:
+				claims--
+				if i+1 < len(j.History) && j.History[i+1].Event == Deferred {
+					claims -= j.History[i+1].Folded
+				}
+			case Deferred:
+				refusals -= s.Folded + 1
+			default:
+			}
+		}
+		if claims != 0 || refusals != 0 || j.Interruptions() != interruptions || j.Deferred() != (last == Deferred && j.State == Queued) {
+			t.Fatalf("%d claims, %d refusals too few, %d interruptions, last %s; story %+v", claims, refusals, interruptions, last, j.History)
+		}
+	}
+}
+
+// A step that stands for itself is written as it was before there was folding.
+func TestStepAsBefore(t *testing.T) {
+	data, err := json.Marshal(Step{Event: Deferred, State: Queued, Attempt: 1, Reason: "r"})
+	if want := `{"time":"0001-01-01T00:00:00Z","event":"deferred","state":"queued","attempt":1,"reason":"r"}`; err != nil || string(data) != want {
+		t.Errorf("%s, %v, want %s", data, err, want)
 	}
 }
