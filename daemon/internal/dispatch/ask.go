@@ -23,13 +23,15 @@ var (
 )
 
 // Cancel makes that a job does not run, or not run on, and returns it. One
-// that no VM has ends at once, another one when its VM has said so. The wish
-// is on record when it returns. Repeated, it changes nothing.
+// that no VM has, or one whose VM is not there any more, ends at once, another
+// one when its VM has said so. The wish is on record when it returns.
+// Repeated, it changes nothing.
 func (d *Dispatcher) Cancel(ctx context.Context, id job.ID, reason string) (job.Job, error) {
 	return d.ask(ctx, id, func(ctx context.Context, f *flight) error {
 		switch {
 		case ended(f.job) && f.job.Cancel != nil && f.job.Result.Status == pipe.StatusCancelled:
 			return nil
+		case d.unreachable(f.job): // whatever was wished before
 		case ended(f.job):
 			return ErrEnded
 		case f.job.Cancel != nil:
@@ -39,8 +41,11 @@ func (d *Dispatcher) Cancel(ctx context.Context, id job.ID, reason string) (job.
 		if f.stopUpload != nil {
 			f.stopUpload()
 		}
-		if f.job.State == job.Queued && !f.job.Restored || f.job.State == job.Sending && !f.sent {
+		switch {
+		case f.job.State == job.Queued && !f.job.Restored, f.job.State == job.Sending && !f.sent, underWay(f.job) && d.gone(f.job):
 			return d.cancelled(ctx, f, wish)
+		case f.job.State == job.Collecting:
+			return d.givenUp(ctx, f, wish)
 		}
 		d.cfg.Log.Info("job is to be cancelled", zap.String("job", f.job.Name), zap.String("id", string(id)),
 			zap.String("state", string(f.job.State)), said("reason", reason))
@@ -178,6 +183,24 @@ func (d *Dispatcher) cancelled(ctx context.Context, f *flight, wish *job.CancelW
 	return d.update(ctx, f, job.Finished, wish.Reason, func(j *job.Job) {
 		j.Cancel, j.Why, j.Artifacts = wish, "", nil
 		j.Result = &pipe.Finished{Status: pipe.StatusCancelled, Reason: wish.Reason}
+	})
+}
+
+// gone reports that a job's builder left the Compose project: nobody will say
+// what becomes of the job there.
+func (d *Dispatcher) gone(j job.Job) bool { return j.Builder != "" && d.workers[j.Builder] == nil }
+
+// unreachable reports that a job's artifacts lie in a VM that is gone.
+func (d *Dispatcher) unreachable(j job.Job) bool {
+	return j.State == job.Collecting && needsVM(j) && d.gone(j)
+}
+
+// givenUp ends a job as cancelled whose artifacts can't be had.
+func (d *Dispatcher) givenUp(ctx context.Context, f *flight, wish *job.CancelWish) error {
+	return d.update(ctx, f, job.PublishFailed, wish.Reason, func(j *job.Job) {
+		r := *j.Result
+		r.Status, r.Reason = pipe.StatusCancelled, wish.Reason
+		j.Cancel, j.Why, j.Artifacts, j.Result = wish, "", nil, &r
 	})
 }
 

@@ -595,3 +595,111 @@ func TestCancelsAndStopsAtRandom(t *testing.T) {
 		})
 	}
 }
+
+// without takes the builder out of the Compose project: a dispatcher that
+// doesn't know it.
+func (b *bench) without() (d *Dispatcher, stop func()) {
+	b.t.Helper()
+	d = New(b.cfg, b.unsettled())
+	return d, b.startWithoutLink(d)
+}
+
+// ended waits until a job is cancelled, as far as it can be without its VM.
+func (b *bench) ended(id job.ID) job.Job {
+	b.t.Helper()
+	j := b.until(id, "cancelled", func(j job.Job) bool { return j.State == job.Cancelled })
+	if j.Result.Status != pipe.StatusCancelled || j.Result.Reason != "not wanted" || j.Why != "" || b.published[id] != 1 {
+		b.t.Errorf("result %+v, waits for %q, published %d times", j.Result, j.Why, b.published[id])
+	}
+	return j
+}
+
+// The job's builder left the Compose project: cancelled, the job ends at once.
+// Should the builder come back, it is told, and forgets the job.
+func TestCancelWithoutTheBuilder(t *testing.T) {
+	for name, sent := range map[string]bool{"running": false, "sending": true} {
+		for _, before := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, asked before it left %t", name, before), func(t *testing.T) {
+				b := newBench(t)
+				b.vm.hold = true
+				if sent {
+					b.vm.mute = 1 << 30
+				}
+				b.cfg.AnswerTimeout = time.Hour
+				id := b.add("hello")
+				d, stop := b.run()
+				b.wait("request in the VM", func() (there bool) {
+					b.set(func(m *machine) { there = len(m.spool) > 0 })
+					return there
+				})
+				if !sent {
+					b.running(id)
+				}
+				if before {
+					if err := d.Down(t.Context(), "vm", errors.New("no route")); err != nil {
+						t.Fatal(err)
+					}
+					b.cancel(d, id)
+				}
+				stop()
+				d, stop = b.without()
+				if !before {
+					if j := b.cancel(d, id); j.State != job.Collecting {
+						t.Errorf("%s", j.State)
+					}
+				}
+				if j := b.ended(id); j.Settled() {
+					t.Error("settled, though its VM has it")
+				}
+				stop()
+				b.set(func(m *machine) { m.mute = 0 })
+				b.cfg.AnswerTimeout = 100 * time.Millisecond
+				_, stop = b.run()
+				defer stop()
+				b.wantCancelled(id, 1)
+				b.set(func(m *machine) {
+					if key := "job/" + string(id) + "/1"; m.held[key] || !m.forgotten[key] {
+						t.Errorf("runs on %t, forgotten %t", m.held[key], m.forgotten[key])
+					}
+				})
+			})
+		}
+	}
+}
+
+// Its artifacts lie in a VM that left the Compose project: it can be given up.
+func TestCancelUnreachableArtifacts(t *testing.T) {
+	for name, before := range map[string]bool{"not asked before": false, "asked too late before": true} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			b.cfg.RetryAfter = time.Hour
+			b.failing = []error{errors.New("disk full")}
+			b.vm.hold = true
+			id := b.add("hello")
+			d, stop := b.run()
+			b.running(id)
+			end := func() {
+				b.vm.say(pipe.Event{Type: pipe.TypeArtifact, Job: string(id), Attempt: 1, Artifact: &pipe.Artifact{Name: "a", SHA256: strings.Repeat("0", 64)}})
+				b.vm.end(string(id), 1)
+			}
+			if before {
+				b.vm.onCancel = func(job.ID) { end() }
+				b.cancel(d, id)
+			} else {
+				b.set(func(*machine) { end() })
+			}
+			b.until(id, "not to be published", func(j job.Job) bool { return j.State == job.Collecting && j.Why != "" })
+			if _, err := d.Cancel(t.Context(), id, ""); !errors.Is(err, ErrEnded) {
+				t.Errorf("its VM is there, and its artifacts are given up: %v", err)
+			}
+			stop()
+			d, stop = b.without()
+			defer stop()
+			b.until(id, "told why it waits", func(j job.Job) bool { return strings.Contains(j.Why, "no longer has") })
+			b.cancel(d, id)
+			if j := b.ended(id); len(j.Artifacts) > 0 {
+				t.Errorf("artifacts %v", j.Artifacts)
+			}
+		})
+	}
+}

@@ -239,7 +239,7 @@ func (d *Dispatcher) takeUp(ctx context.Context) error {
 			}
 			continue
 		}
-		if f.job.Attempt > 0 && !known {
+		if d.gone(f.job) && f.job.State != job.Queued {
 			d.cfg.Log.Warn("job waits for a builder that the Compose project no longer has",
 				zap.String("job", f.job.Name), zap.String("id", string(f.job.ID)), zap.String("builder", f.job.Builder))
 		}
@@ -256,6 +256,11 @@ func (d *Dispatcher) takeUp(ctx context.Context) error {
 		}
 		d.cfg.Log.Info("job taken up again", zap.String("job", f.job.Name),
 			zap.String("id", string(f.job.ID)), zap.String("state", string(f.job.State)))
+		if f.job.Cancel != nil && underWay(f.job) && d.gone(f.job) {
+			if err := d.cancelled(ctx, f, f.job.Cancel); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
