@@ -241,8 +241,9 @@ func (d *Dispatcher) unnamedRefusal(w *worker, r pipe.Refused, log *zap.Logger) 
 	if r.Request != "" || r.Reason != pipe.ReasonMalformed || w.waiting == nil {
 		return false
 	}
-	kind, id, _ := splitKey(w.waiting.key)
+	kind, id, attempt := splitKey(w.waiting.key)
 	switch f := d.flights[id]; {
+	case kind == pipe.KindCancel && w.abandonedEnds(pipe.JobRef{Job: string(id), Attempt: attempt}): // as far as it can be had
 	case kind == pipe.KindCancel && f != nil:
 		d.recallRefused(f, log)
 	case kind == pipe.KindConsume:

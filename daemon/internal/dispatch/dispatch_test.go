@@ -67,7 +67,7 @@ type machine struct {
 	mute    int            // so many requests are carried out but not answered
 	refuse  []pipe.Refused // answers for the next requests about jobs
 	refuses func(pipe.Header) *pipe.Refused
-	hold    bool           // jobs don't end
+	hold    bool // jobs don't end
 	outcome func() pipe.Finished
 	systems []string
 	unfit   string // of its hello

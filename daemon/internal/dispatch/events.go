@@ -61,6 +61,9 @@ func (d *Dispatcher) jobEvent(ctx context.Context, builder string, w *worker, en
 	if !ours || f.job.Builder != builder || f.job.Attempt != e.Attempt {
 		d.cfg.Log.Debug("event of a job that is not in flight here", zap.String("builder", builder),
 			zap.String("type", string(e.Type)), zap.String("id", e.Job), zap.Int("attempt", e.Attempt))
+		if e.Type == pipe.TypeFinished {
+			w.abandonedEnds(pipe.JobRef{Job: e.Job, Attempt: e.Attempt})
+		}
 		return nil
 	}
 	delete(w.missing, ref(f.job))
@@ -185,8 +188,12 @@ func (d *Dispatcher) accepted(ctx context.Context, builder string, w *worker, ke
 // acceptedJob takes the answer to a request about a job.
 func (d *Dispatcher) acceptedJob(ctx context.Context, builder string, w *worker, key string) error {
 	kind, id, attempt := splitKey(key)
+	at := pipe.JobRef{Job: string(id), Attempt: attempt}
 	if kind == pipe.KindAcknowledge {
-		w.acks = slices.DeleteFunc(w.acks, func(a *ack) bool { return a.ref == pipe.JobRef{Job: string(id), Attempt: attempt} })
+		w.forgot(at)
+	}
+	if kind == pipe.KindCancel && w.abandonedEnds(at) {
+		return nil
 	}
 	if f := d.flights[id]; kind == pipe.KindCancel && f != nil && f.job.Builder == builder && f.job.Attempt == attempt {
 		f.recalled = true
@@ -257,13 +264,8 @@ func (d *Dispatcher) refused(ctx context.Context, builder string, w *worker, r p
 		return d.update(ctx, f, job.Deferred, r.Message, func(j *job.Job) { j.Why = r.Message })
 	case kind == pipe.KindRepeat && asked:
 		d.repeatRefused(w, r, log)
-	case kind == pipe.KindAcknowledge && asked:
-		log.Warn("acknowledgement refused, trying again", zap.Duration("in", maxPause))
-		for _, a := range w.acks {
-			if a.ref == (pipe.JobRef{Job: string(id), Attempt: attempt}) {
-				a.notBefore = d.cfg.Now().Add(maxPause)
-			}
-		}
+	case asked && (kind == pipe.KindAcknowledge || kind == pipe.KindCancel && !ours):
+		d.ackRefused(w, pipe.JobRef{Job: string(id), Attempt: attempt}, r, log)
 	case kind == pipe.KindCancel && ours:
 		d.recallRefused(f, log)
 	case d.unnamedRefusal(w, r, log):

@@ -187,8 +187,8 @@ func (d *Dispatcher) lost(ctx context.Context, builder string, w *worker, f *fli
 	return d.interrupted(ctx, f, "the VM no longer knows the job: its data disk was lost or replaced")
 }
 
-// leftovers has the VM forget attempts that are over for us: of jobs that went
-// on elsewhere, say.
+// leftovers has the VM end and forget attempts that are over for us: of jobs
+// that went on elsewhere, say, or whose records are lost.
 func (d *Dispatcher) leftovers(ctx context.Context, builder string, w *worker) error {
 	for _, r := range w.hello.Jobs {
 		var j job.Job
@@ -197,19 +197,29 @@ func (d *Dispatcher) leftovers(ctx context.Context, builder string, w *worker) e
 		} else {
 			var err error
 			if j, err = d.cfg.Store.Get(ctx, job.ID(r.Job)); err != nil {
-				d.cfg.Log.Debug("the builder has a job that is not on record here", zap.String("builder", builder),
-					zap.String("id", r.Job), zap.Error(err))
-				if d.cfg.NotFound != nil && errors.Is(err, d.cfg.NotFound) && d.cfg.Begun(job.Job{ID: job.ID(r.Job)}) {
-					w.acknowledge(r) // ours, and its record is lost
-				}
+				d.unrecorded(builder, w, r, err)
 				continue
 			}
 		}
-		if r.Attempt < j.Attempt || r == ref(j) && j.Builder == builder && j.Settled() {
+		switch {
+		case r == ref(j) && j.Builder == builder && j.Settled():
 			w.acknowledge(r)
+		case r.Attempt < j.Attempt:
+			w.abandon(r)
 		}
 	}
 	return nil
+}
+
+// unrecorded deals with a job of the builder's that can't be read here.
+func (d *Dispatcher) unrecorded(builder string, w *worker, r pipe.JobRef, err error) {
+	log := d.cfg.Log.With(zap.String("builder", builder), zap.String("id", r.Job), zap.Int("attempt", r.Attempt), zap.Error(err))
+	if d.cfg.NotFound == nil || !errors.Is(err, d.cfg.NotFound) || !d.cfg.Begun(job.Job{ID: job.ID(r.Job)}) {
+		log.Debug("the builder has a job that is not on record here")
+		return
+	}
+	log.Warn("the builder has a job whose record is lost: it is cancelled there")
+	w.abandon(r)
 }
 
 // ref names the attempt that a job is at.

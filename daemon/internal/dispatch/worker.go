@@ -55,12 +55,6 @@ type worker struct {
 	repeated time.Time
 }
 
-// An ack tells the VM that it may forget an attempt of a job.
-type ack struct {
-	ref       pipe.JobRef
-	notBefore time.Time // refused, it waits and lets others pass
-}
-
 // A request is what lies in pipe_in and was not answered.
 type request struct {
 	key     string
@@ -76,22 +70,6 @@ func (w *worker) advance(to pipe.Position) {
 	}
 	w.read += max(0, n)
 	w.position, w.dirty = to, true
-}
-
-func (w *worker) acknowledge(r pipe.JobRef) {
-	if !slices.ContainsFunc(w.acks, func(a *ack) bool { return a.ref == r }) {
-		w.acks = append(w.acks, &ack{ref: r})
-	}
-}
-
-// nextAck returns an acknowledgement that may be sent now.
-func (w *worker) nextAck(now time.Time) *ack {
-	for _, a := range w.acks {
-		if !now.Before(a.notBefore) {
-			return a
-		}
-	}
-	return nil
 }
 
 // Up implements the link's sink: requests can be sent.
@@ -177,7 +155,7 @@ func (d *Dispatcher) pumpWorker(ctx, work context.Context, name string, w *worke
 	}
 	if a := w.nextAck(now); a != nil {
 		return d.send(work, w, pipe.Header{
-			Kind: pipe.KindAcknowledge, Owner: d.cfg.Owner, Job: a.ref.Job, Attempt: a.ref.Attempt,
+			Kind: a.kind(), Owner: d.cfg.Owner, Job: a.ref.Job, Attempt: a.ref.Attempt,
 		}, nil)
 	}
 	if d.cfg.ConsumeEvery > 0 && w.stored-w.told >= d.cfg.ConsumeEvery {
