@@ -219,7 +219,7 @@ func dispatcher(ctx context.Context, cfg config.Config, records *store.SQLite, l
 		log.Warn("left-over downloads could not be removed", zap.Error(err))
 	}
 	return dispatch.New(dispatch.Config{
-		Owner: owner, TakeOver: cfg.TakeOver, Store: records, Damaged: store.ErrDamaged, NotFound: store.ErrNotFound, Log: log, Now: time.Now,
+		Owner: owner, TakeOver: cfg.TakeOver, Store: records, Damaged: store.ErrDamaged, Gone: vm.ErrGone, NotFound: store.ErrNotFound, Log: log, Now: time.Now,
 		AnswerTimeout: answerTimeout, SyncEvery: syncEvery, RetryAfter: retryAfter, ConsumeEvery: consumeEvery,
 		Room:   guard(cfg, log).Lacks,
 		Body:   func(j job.Job) ([]byte, error) { return recipe.Body(j, source(j)) },

@@ -66,6 +66,11 @@ func (d *Dispatcher) Retry(ctx context.Context, id job.ID) (job.Job, error) {
 		if f.job.Restored {
 			return d.release(ctx, f)
 		}
+		if w := d.workers[f.job.Builder]; w != nil && w.current && w.missing[ref(f.job)] {
+			if err := d.lost(ctx, f.job.Builder, w, f); err != nil {
+				return err
+			}
+		}
 		f.notBefore, f.refused = time.Time{}, nil
 		if f.job.State != job.Collecting {
 			for _, w := range d.workers {

@@ -517,7 +517,7 @@ func TestWhyItDoesNotMove(t *testing.T) {
 		m.mute, m.hold = 0, false
 		m.end(string(id), 1)
 	})
-	if err := d.Up(t.Context(), "vm"); err != nil {
+	if err := errors.Join(d.Up(t.Context(), "vm"), d.CaughtUp(t.Context(), "vm")); err != nil {
 		t.Fatal(err)
 	}
 	for _, id := range []job.ID{id, second} {

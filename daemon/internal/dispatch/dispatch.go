@@ -106,7 +106,7 @@ func New(cfg Config, jobs []job.Job) *Dispatcher {
 // Add makes a builder known. It must not be called once Run was.
 func (d *Dispatcher) Add(b Builder) {
 	why := "no link to " + b.Name() + " yet"
-	d.workers[b.Name()] = &worker{builder: b, why: why, down: obstacle{rung: "link", why: why}}
+	d.workers[b.Name()] = &worker{builder: b, why: why, down: obstacle{rung: "link", why: why}, sending: make(map[*request]func())}
 }
 
 // add and remove keep flights and order alike.

@@ -434,6 +434,9 @@ func (b *bench) link(ctx context.Context, d *Dispatcher) error {
 	}
 	b.vm.mu.Lock()
 	end := int64(len(b.vm.events))
+	if !slices.Contains(b.vm.said, p.Generation) { // another disk
+		p = pipe.Position{}
+	}
 	b.vm.mu.Unlock()
 	caughtUp := false
 	for ctx.Err() == nil {

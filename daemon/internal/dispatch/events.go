@@ -107,29 +107,18 @@ func (d *Dispatcher) hello(ctx context.Context, builder string, w *worker, h pip
 		zap.String("runner", h.Runner), zap.Int("slots", h.Slots), zap.Strings("systems", h.Systems),
 		zap.Int64("free_bytes", h.Free), zap.String("generation", string(h.Generation)))
 	w.hello, w.why = &h, ""
+	doubted, replaced := w.missing, w.replaced(h.Generation)
 	w.missing = make(map[pipe.JobRef]bool)
 	listed := make(map[pipe.JobRef]bool, len(h.Jobs))
 	for _, r := range h.Jobs {
 		listed[r] = true
 	}
 	for _, f := range slices.Clone(d.order) {
-		here := listed[ref(f.job)]
-		switch {
-		case f.job.Builder != builder:
-		case f.job.State == job.Sending && here:
-			// It has the job, and said so where we could not read it.
-			if err := d.update(ctx, f, job.Accepted, "the VM lists it", func(j *job.Job) { j.Why = "" }); err != nil {
-				return err
-			}
-		case f.job.State != job.Running || here:
-		case w.caughtUp:
-			if err := d.lost(ctx, builder, w, f); err != nil {
-				return err
-			}
-		default:
-			// The record may be ahead of what is read: after a checkpoint was
-			// lost, of a hello that is older than the job.
-			w.missing[ref(f.job)] = true
+		if f.job.Builder != builder {
+			continue
+		}
+		if err := d.greeted(ctx, builder, w, f, listed[ref(f.job)], replaced || doubted[ref(f.job)]); err != nil {
+			return err
 		}
 	}
 	if err := d.findRestored(ctx, builder, w); err != nil {
@@ -139,6 +128,40 @@ func (d *Dispatcher) hello(ctx context.Context, builder string, w *worker, h pip
 		return err
 	}
 	return d.leftovers(ctx, builder, w)
+}
+
+// greeted takes what a hello says, or doesn't, of a job. With doubt the VM may
+// have another data disk than the one that the job's request was written to.
+func (d *Dispatcher) greeted(ctx context.Context, builder string, w *worker, f *flight, here, doubt bool) error {
+	switch {
+	case f.job.State == job.Sending && here:
+		// It has the job, and said so where we could not read it.
+		return d.update(ctx, f, job.Accepted, "the VM lists it", func(j *job.Job) { j.Why = "" })
+	case here:
+		return nil
+	case f.job.Deferred() && doubt:
+		// Written twice, the request may have been accepted all the same.
+		j := f.job
+		j.Builder = "" // the next claim is another attempt
+		return d.write(ctx, f, j)
+	case f.job.State == job.Running, f.job.State == job.Sending && f.sent && doubt:
+		if w.caughtUp {
+			return d.lost(ctx, builder, w, f)
+		}
+		// The record may be ahead of what is read: after a checkpoint was
+		// lost, of a hello that is older than the job.
+		w.missing[ref(f.job)] = true
+	}
+	return nil
+}
+
+// replaced reports that a hello may come from another data disk than what was
+// read before: on one disk each generation has a higher number than the one
+// before it, and what of that was not read stays. Where nothing is known to
+// have been read nobody can tell.
+func (w *worker) replaced(next pipe.Generation) bool {
+	before := w.position.Generation
+	return before == "" || before != next && (before == w.lostGeneration || !later(next, before))
 }
 
 // underWay reports that a VM has the job, or is about to.

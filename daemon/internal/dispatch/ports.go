@@ -78,6 +78,9 @@ type Config struct {
 	// Damaged is what Store.Checkpoint wraps where it can't make sense of what it
 	// read. The VM then tells everything again.
 	Damaged error
+	// Gone is what the reason of Damaged wraps where events are not there any
+	// more that were not read.
+	Gone error
 	// Body makes the Bash body of a job's request.
 	Body func(job.Job) ([]byte, error)
 	// Inputs writes what a job has besides its body, the same bytes each time;

@@ -38,6 +38,9 @@ func (d *Dispatcher) Damaged(ctx context.Context, builder string, place pipe.Pos
 		}
 		log := d.cfg.Log.With(zap.String("builder", builder), zap.String("generation", string(place.Generation)),
 			zap.Int64("offset", place.Offset), zap.Error(reason))
+		if d.cfg.Gone != nil && errors.Is(reason, d.cfg.Gone) {
+			w.lostGeneration = place.Generation
+		}
 		switch {
 		case w.foreign(d.cfg.Owner):
 			log.Warn("events of a builder that another sidecar owns can't be read; they are passed over")
@@ -159,8 +162,12 @@ func (d *Dispatcher) incomplete(builder string, w *worker, f *flight, in pipe.Ge
 func (d *Dispatcher) CaughtUp(ctx context.Context, builder string) error {
 	return d.do(ctx, func(ctx context.Context) error {
 		w, err := d.worker(builder)
-		if err != nil || w.caughtUp || w.hello == nil {
+		if err != nil {
 			return err
+		}
+		w.current = w.up
+		if w.caughtUp || w.hello == nil {
+			return nil
 		}
 		w.caughtUp = true
 		if w.repeat != nil {
@@ -181,10 +188,15 @@ func (d *Dispatcher) CaughtUp(ctx context.Context, builder string) error {
 func (d *Dispatcher) lost(ctx context.Context, builder string, w *worker, f *flight) error {
 	delete(w.missing, ref(f.job))
 	w.dirty = true
-	if f.job.Builder != builder || f.job.State != job.Running {
+	switch {
+	case f.job.Builder != builder:
 		return nil
+	case f.job.State == job.Running:
+		return d.interrupted(ctx, f, "the VM no longer knows the job: its data disk was lost or replaced")
+	case f.job.State == job.Sending:
+		return d.interrupted(ctx, f, "the VM's data disk was lost or replaced before it answered: it may have run the job")
 	}
-	return d.interrupted(ctx, f, "the VM no longer knows the job: its data disk was lost or replaced")
+	return nil
 }
 
 // leftovers has the VM end and forget attempts that are over for us: of jobs

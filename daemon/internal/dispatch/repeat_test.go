@@ -445,7 +445,7 @@ func TestInterruptedElsewhere(t *testing.T) {
 			d.Add(b.vm)
 			d.Add(named{other, "other"})
 			both := func(ctx context.Context, d *Dispatcher) error {
-				if err := d.Up(ctx, "other"); err != nil {
+				if err := errors.Join(d.Up(ctx, "other"), d.CaughtUp(ctx, "other")); err != nil {
 					return err
 				}
 				for p := int64(0); ctx.Err() == nil; {

@@ -29,14 +29,16 @@ type worker struct {
 	dirty    bool          // position or logs moved since then
 	hello    *pipe.Hello   // the last one before position
 
-	upSince     time.Time // of the link
-	waiting     *request  // written, not yet answered
-	unanswered  int       // requests in a row that were not answered in time
-	acks        []*ack    // to be sent, in this order
-	notBefore   time.Time // of the next request, after one that could not be written
-	claimBefore time.Time // no job is claimed before, after a refusal that concerns them all
-	refusals    int       // of that kind, in a row
-	refusedLast job.ID    // of those that it did not take since it took one
+	upSince     time.Time           // of the link
+	current     bool                // all is read that it had said when the link came up
+	sending     map[*request]func() // ends the writing of each that is under way
+	waiting     *request            // written, not yet answered
+	unanswered  int                 // requests in a row that were not answered in time
+	acks        []*ack              // to be sent, in this order
+	notBefore   time.Time           // of the next request, after one that could not be written
+	claimBefore time.Time           // no job is claimed before, after a refusal that concerns them all
+	refusals    int                 // of that kind, in a row
+	refusedLast job.ID              // of those that it did not take since it took one
 
 	// Bytes of events: read, of these stored, of these the VM was told about.
 	read, stored, told int64
@@ -47,6 +49,8 @@ type worker struct {
 
 	caughtUp bool                 // all that it had said before we started is read
 	missing  map[pipe.JobRef]bool // job.Checkpoint.Missing
+
+	lostGeneration pipe.Generation // what it said is not there any more, though it was not read
 
 	repeat   *repeat // what it has to be asked to tell again; nil: nothing
 	repeats  int     // in a row
@@ -79,7 +83,7 @@ func (d *Dispatcher) Up(ctx context.Context, builder string) error {
 		if err != nil {
 			return err
 		}
-		w.up, w.why, w.waiting = true, "", nil
+		w.up, w.current, w.why, w.waiting = true, false, "", nil
 		w.upSince, w.unanswered = d.cfg.Now(), 0
 		if w.repeat != nil {
 			w.repeat.notBefore = w.repeated
@@ -96,8 +100,11 @@ func (d *Dispatcher) Down(ctx context.Context, builder string, reason error) err
 		if err != nil {
 			return err
 		}
-		w.up, w.why, w.waiting = false, fmt.Sprintf("no link to %s: %v", builder, reason), nil
+		w.up, w.current, w.why, w.waiting = false, false, fmt.Sprintf("no link to %s: %v", builder, reason), nil
 		w.down = noLink(builder, reason)
+		for _, stop := range w.sending {
+			stop() // the next link may lead to another disk
+		}
 		return nil
 	})
 }
@@ -162,6 +169,16 @@ func (d *Dispatcher) pumpWorker(ctx, work context.Context, name string, w *worke
 		return d.send(work, w, pipe.Header{Kind: pipe.KindConsume, Owner: d.cfg.Owner}, nil)
 	}
 
+	if !w.current {
+		// What is not read yet tells which jobs it has. With another data disk it
+		// doesn't know those that it ran before.
+		return nil
+	}
+	return d.pumpJobs(ctx, work, name, w, now)
+}
+
+// pumpJobs writes the request of the next job, if the builder can take one.
+func (d *Dispatcher) pumpJobs(ctx, work context.Context, name string, w *worker, now time.Time) error {
 	busy := 0
 	var next *flight
 	for _, f := range d.order {
@@ -171,7 +188,7 @@ func (d *Dispatcher) pumpWorker(ctx, work context.Context, name string, w *worke
 				continue
 			}
 			busy++
-			if f.job.State == job.Sending {
+			if f.job.State == job.Sending && !w.missing[ref(f.job)] {
 				// Cancelled, it is sent without its inputs: the answer tells
 				// whether the VM has it from before.
 				if f.job.Cancel == nil && d.upload(work, name, w, f) {
@@ -264,9 +281,13 @@ func (d *Dispatcher) send(ctx context.Context, w *worker, h pipe.Header, body []
 	}
 	r := &request{key: h.Key(), written: d.cfg.Now(), stored: w.stored}
 	w.waiting = r
-	d.begin(ctx, func(ctx context.Context) error {
-		return w.builder.Send(ctx, data)
+	link, stop := context.WithCancel(ctx)
+	w.sending[r] = stop
+	d.begin(ctx, func(context.Context) error {
+		return w.builder.Send(link, data)
 	}, func(_ context.Context, err error) error {
+		stop()
+		delete(w.sending, r)
 		if err == nil || w.waiting != r {
 			return nil
 		}
@@ -294,8 +315,12 @@ func (d *Dispatcher) explain(ctx context.Context) error {
 			why = w.why
 		case w.hello == nil && d.cfg.Now().Sub(w.upSince) < d.cfg.AnswerTimeout:
 			return nil // its hello is the next event
+		case !w.current && d.cfg.Now().Sub(w.upSince) < d.cfg.AnswerTimeout:
+			return nil // a moment, as a rule
 		case o.why != "":
 			why = o.why
+		case !w.current:
+			why = "all to be read that " + name + " said meanwhile"
 		default:
 			why = "a free slot on " + name
 		}
@@ -350,6 +375,8 @@ func (d *Dispatcher) explainLink(ctx context.Context, f *flight) error {
 		return d.waits(ctx, f, f.job.Builder+", which the Compose project no longer has")
 	case !w.up:
 		return d.waits(ctx, f, w.why)
+	case w.current && f.job.State == job.Sending && w.missing[ref(f.job)]:
+		return d.waits(ctx, f, f.job.Builder+" to tell again which jobs it has, since its data disk may be another one; osbuilder retry runs it again without")
 	case strings.HasPrefix(f.job.Why, noLink):
 		return d.waits(ctx, f, "")
 	}
