@@ -1,7 +1,7 @@
 package main
 
 import (
-	"database/sql"
+	"database/sql" //nolint:depguard // a record that the store loses
 	"errors"
 	"os"
 	"path/filepath"

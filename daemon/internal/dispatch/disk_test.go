@@ -29,9 +29,9 @@ func (b *bench) unanswered(id job.ID) {
 	})
 }
 
-// linked links a dispatcher that runs to the VM; the returned function ends
+// linked links a dispatcher that runs to a VM; the returned function ends
 // that.
-func (b *bench) linked(d *Dispatcher, link func(context.Context, *Dispatcher) error) (down func()) {
+func (b *bench) linked(d *Dispatcher, name string, link func(context.Context, *Dispatcher) error) (down func()) {
 	ctx, cancel := context.WithCancel(b.t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- link(ctx, d) }()
@@ -41,7 +41,7 @@ func (b *bench) linked(d *Dispatcher, link func(context.Context, *Dispatcher) er
 		if err := <-ended; !errors.Is(err, context.Canceled) {
 			b.t.Errorf("link: %v", err)
 		}
-		if err := d.Down(b.t.Context(), "vm", errors.New("no route")); err != nil {
+		if err := d.Down(context.WithoutCancel(b.t.Context()), name, errors.New("no route")); err != nil {
 			b.t.Error(err)
 		}
 	}
@@ -73,7 +73,7 @@ func TestDiskReplacedBeforeTheAnswer(t *testing.T) {
 				return d, b.startWithoutLink(d)
 			}
 			d, stop := start()
-			down := b.linked(d, b.link)
+			down := b.linked(d, "vm", b.link)
 			b.unanswered(id)
 			down()
 			if tt.restarted {
@@ -85,7 +85,7 @@ func TestDiskReplacedBeforeTheAnswer(t *testing.T) {
 				m.another(tt.generation)
 				m.oldRunner = tt.generation == "7-22222222"
 			})
-			defer b.linked(d, func(ctx context.Context, d *Dispatcher) error {
+			defer b.linked(d, "vm", func(ctx context.Context, d *Dispatcher) error {
 				p, err := d.Position(ctx, "vm")
 				if err == nil && tt.gone {
 					err = d.Damaged(ctx, "vm", p, fmt.Errorf("generation %s: %w", p.Generation, b.cfg.Gone))
@@ -155,14 +155,14 @@ func TestDiskReplacedBeforeTheRequest(t *testing.T) {
 	d.Add(b.vm)
 	stop := b.startWithoutLink(d)
 	defer stop()
-	down := b.linked(d, b.link)
+	down := b.linked(d, "vm", b.link)
 	<-began
 	down()
 	b.set(func(m *machine) {
 		m.broken = nil
 		m.another("1-11111111")
 	})
-	defer b.linked(d, b.link)()
+	defer b.linked(d, "vm", b.link)()
 	if j := b.settled(id); j.State != job.Done || j.Attempt != 1 {
 		t.Errorf("%s after %d attempts", j.State, j.Attempt)
 	}

@@ -71,7 +71,6 @@ type flight struct {
 	refused map[string]refusal // by the builder that did not take it for now
 
 	asLeft bool // its log is, and not opened
-	found  bool // its record came from a copy, and a builder had it
 
 	recalled    bool      // its VM was told that it is cancelled, and said yes
 	recallAfter time.Time // of the next try to tell it

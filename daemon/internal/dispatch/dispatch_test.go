@@ -157,8 +157,11 @@ func (m *machine) Send(_ context.Context, data []byte) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	h, key := r.Header, r.Header.Key()
-	if c := h.Consumed; c != nil && c.Offset > m.stored().Offset {
-		m.unstored = append(m.unstored, *c)
+	if c := h.Consumed; c != nil {
+		stored := m.stored() // perhaps of a later generation, by now
+		if later(c.Generation, stored.Generation) || c.Generation == stored.Generation && c.Offset > stored.Offset {
+			m.unstored = append(m.unstored, *c)
+		}
 	}
 	answer := func(e pipe.Event) {
 		if m.mute > 0 {
@@ -425,38 +428,44 @@ func (b *bench) startWith(d *Dispatcher, link func(context.Context, *Dispatcher)
 }
 
 func (b *bench) link(ctx context.Context, d *Dispatcher) error {
-	if err := d.Up(ctx, "vm"); err != nil {
+	return b.linkTo(ctx, d, b.vm, "vm")
+}
+
+// linkTo is the link to a machine, under the name that the dispatcher knows it
+// by.
+func (b *bench) linkTo(ctx context.Context, d *Dispatcher, m *machine, name string) error {
+	if err := d.Up(ctx, name); err != nil {
 		return err
 	}
-	p, err := d.Position(ctx, "vm")
+	p, err := d.Position(ctx, name)
 	if err != nil {
 		return err
 	}
-	b.vm.mu.Lock()
-	end := int64(len(b.vm.events))
-	if !slices.Contains(b.vm.said, p.Generation) { // another disk
+	m.mu.Lock()
+	end := int64(len(m.events))
+	if !slices.Contains(m.said, p.Generation) { // another disk
 		p = pipe.Position{}
 	}
-	b.vm.mu.Unlock()
+	m.mu.Unlock()
 	caughtUp := false
 	for ctx.Err() == nil {
 		if !caughtUp && p.Offset >= end {
 			caughtUp = true
-			if err := d.CaughtUp(ctx, "vm"); err != nil {
+			if err := d.CaughtUp(ctx, name); err != nil {
 				return err
 			}
 		}
-		entries := b.vm.after(ctx, p.Offset)
+		entries := m.after(ctx, p.Offset)
 		if len(entries) == 0 {
 			break
 		}
 		for _, batch := range b.readable(entries) {
 			if batch.damaged {
 				if b.noticed {
-					err = d.Damaged(ctx, "vm", p, errors.New("nothing but zeros"))
+					err = d.Damaged(ctx, name, p, errors.New("nothing but zeros"))
 				}
 			} else {
-				err = d.Entries(ctx, "vm", batch.entries)
+				err = d.Entries(ctx, name, batch.entries)
 			}
 			if err != nil {
 				return err

@@ -121,7 +121,7 @@ func (d *Dispatcher) hello(ctx context.Context, builder string, w *worker, h pip
 			return err
 		}
 	}
-	if err := d.findRestored(ctx, builder, w); err != nil {
+	if err := d.toldRestored(ctx, builder, w); err != nil {
 		return err
 	}
 	if err := d.ownerChanged(ctx, builder, w); err != nil || !w.caughtUp {

@@ -101,7 +101,6 @@ func (d *Dispatcher) repeatsNow(builder string, w *worker, in pipe.Generation) {
 		return
 	}
 	w.repeat, w.dirty = nil, true
-	w.toldAll = w.toldAll || w.asked
 	log := d.cfg.Log.With(zap.String("builder", builder))
 	log.Info("builder tells everything again", zap.String("generation", string(in)))
 	for _, f := range d.order {
@@ -216,11 +215,17 @@ func (d *Dispatcher) leftovers(ctx context.Context, builder string, w *worker) e
 		switch {
 		case r == ref(j) && j.Builder == builder && j.Settled():
 			w.acknowledge(r)
-		case r.Attempt < j.Attempt:
+		case r.Attempt < j.Attempt, r.Attempt == j.Attempt && d.elsewhere(j, builder):
 			w.abandon(r)
 		}
 	}
 	return nil
+}
+
+// elsewhere reports that a job is at another builder of the project. One that
+// left it may be this one, under another name.
+func (d *Dispatcher) elsewhere(j job.Job, builder string) bool {
+	return j.Builder != builder && d.workers[j.Builder] != nil && !j.Restored && j.State != job.Queued
 }
 
 // unrecorded deals with a job of the builder's that can't be read here.

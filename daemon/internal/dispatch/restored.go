@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -18,7 +19,8 @@ import (
 //
 //   - What is published has its outcome in output/.
 //   - What a VM has it lists, asked to tell everything again: the job goes on
-//     with the attempt that is there.
+//     with the attempt that is there, the highest one if several have it. So
+//     all have to be heard first.
 //   - What none has counts on from an attempt that nobody can have had.
 
 // untouched is added to the attempts of a job that may have had more of them
@@ -66,78 +68,119 @@ func (d *Dispatcher) askOfRestored(w *worker) {
 
 // whyRestored says why a job waits to be found out about.
 func (d *Dispatcher) whyRestored() string {
-	why := "a VM's word of what it has of it, since its record comes from a copy"
+	var silent []string
 	for _, name := range d.builderNames() {
-		if w := d.workers[name]; !w.toldAll && w.why != "" {
-			return why + ": " + w.why
+		switch w := d.workers[name]; {
+		case w.toldAll || w.foreign(d.cfg.Owner):
+		case w.why != "":
+			silent = append(silent, name+" ("+w.why+")")
+		default:
+			silent = append(silent, name)
 		}
 	}
-	return why
+	return strings.Join(silent, " and ") + " to say what it has of it, since its record comes from a copy; " +
+		"osbuilder retry goes on without, or ends it if it is to be cancelled"
 }
 
-// findRestored looks for jobs in what a builder lists in answer to that.
-func (d *Dispatcher) findRestored(ctx context.Context, builder string, w *worker) error {
+// toldRestored notes that a builder lists all that it has, in answer to that.
+func (d *Dispatcher) toldRestored(ctx context.Context, builder string, w *worker) error {
 	if w.repeat == nil || !w.asked || !later(w.hello.Generation, w.repeat.place.Generation) {
 		return nil
 	}
-	for _, r := range w.hello.Jobs {
-		f := d.flights[job.ID(r.Job)]
-		if f == nil || r.Attempt < f.job.Attempt {
-			continue
-		}
-		// Of two builders that have it, the one with the later attempt counts.
-		further := f.found && r.Attempt > f.job.Attempt && underWay(f.job)
-		if !f.job.Restored && !further {
-			continue
-		}
-		if f.log != nil {
-			if err := f.log.Close(); err != nil {
-				return fmt.Errorf("close log of job %s: %w", f.job.ID, err)
-			}
-		}
-		// Its output is told from the beginning.
-		if err := d.openLog(f, job.Mark{Attempt: r.Attempt, Again: true}); err != nil {
-			return err
-		}
-		f.found = true
-		d.cfg.Log.Info("builder has a job whose record comes from a copy: it goes on", zap.String("builder", builder),
-			zap.String("job", f.job.Name), zap.String("id", r.Job), zap.Int("attempt", r.Attempt))
-		if err := d.update(ctx, f, job.Found, "on "+builder, func(j *job.Job) {
-			j.Restored, j.Why, j.Builder, j.Attempt = false, "", builder, r.Attempt
-			j.Artifacts, j.Result, j.Started = nil, nil, time.Time{}
-			j.Image, j.Runner = w.hello.Image, w.hello.Runner
-			if step := &j.History[len(j.History)-1]; step.Event == job.Found {
-				step.Attempt = r.Attempt
-			}
-		}); err != nil {
-			return err
-		}
+	w.toldAll = true
+	return d.decideRestored(ctx, builder)
+}
+
+// decideRestored says of each job that waits for it where it goes on, once all
+// builders have told what they have. One that can't be asked, since it is
+// another's, has none of ours to tell of. telling is the builder whose hello,
+// and all that it tells again, is being read; empty if none is.
+func (d *Dispatcher) decideRestored(ctx context.Context, telling string) error {
+	if !d.restored() {
+		return nil
 	}
-	return nil
-}
-
-func later(a, b pipe.Generation) bool {
-	n, ok := a.Number()
-	m, known := b.Number()
-	return ok && (!known || n > m)
-}
-
-// releaseRestored lets the jobs go that no builder has, once all have told.
-// One that can't be asked, since it is another's, has none of ours to tell of.
-func (d *Dispatcher) releaseRestored(ctx context.Context) error {
 	for _, w := range d.workers {
 		if !w.toldAll && !w.foreign(d.cfg.Owner) {
 			return nil
 		}
 	}
 	for _, f := range slices.Clone(d.order) {
-		if f.job.Restored {
-			if err := d.release(ctx, f); err != nil {
+		if !f.job.Restored {
+			continue
+		}
+		var err error
+		if name, attempt := d.holder(f); name != "" {
+			err = d.adopt(ctx, f, name, attempt, name == telling)
+		} else {
+			err = d.release(ctx, f)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for name, w := range d.workers {
+		if name != telling && w.toldAll { // that one's turn comes when its hello is through
+			if err := d.leftovers(ctx, name, w); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// holder returns the builder that has the highest attempt of a job, and which
+// that is. Attempts before the recorded one are over.
+func (d *Dispatcher) holder(f *flight) (name string, attempt int) {
+	for _, builder := range d.builderNames() {
+		w := d.workers[builder]
+		if !w.toldAll {
+			continue
+		}
+		for _, r := range w.hello.Jobs {
+			if r.Job == string(f.job.ID) && r.Attempt >= f.job.Attempt && r.Attempt > attempt {
+				name, attempt = builder, r.Attempt
+			}
+		}
+	}
+	return name, attempt
+}
+
+// adopt goes on with an attempt that a builder has. What the builder told of it
+// nobody took so far: unless it is about to be read, it is asked for again.
+func (d *Dispatcher) adopt(ctx context.Context, f *flight, builder string, attempt int, telling bool) error {
+	w := d.workers[builder]
+	if !telling {
+		if w.repeat == nil {
+			w.repeat = &repeat{place: w.position}
+		}
+		// On disk before the record: a job that counts as found is not asked for again.
+		if err := d.save(ctx, builder, w); err != nil {
+			return err
+		}
+	}
+	if f.log != nil {
+		if err := f.log.Close(); err != nil {
+			return fmt.Errorf("close log of job %s: %w", f.job.ID, err)
+		}
+	}
+	// Its output is told from the beginning.
+	if err := d.openLog(f, job.Mark{Attempt: attempt, Again: true}); err != nil {
+		return err
+	}
+	d.cfg.Log.Info("builder has a job whose record comes from a copy: it goes on", zap.String("builder", builder),
+		zap.String("job", f.job.Name), zap.String("id", string(f.job.ID)), zap.Int("attempt", attempt))
+	return d.update(ctx, f, job.Found, "on "+builder, func(j *job.Job) {
+		j.Restored, j.Why, j.Builder, j.Attempt = false, "", builder, attempt
+		j.Artifacts, j.Result, j.Started = nil, nil, time.Time{}
+		j.Image, j.Runner = w.hello.Image, w.hello.Runner
+		j.History[len(j.History)-1].Attempt = attempt
+	})
+}
+
+func later(a, b pipe.Generation) bool {
+	n, ok := a.Number()
+	m, known := b.Number()
+	return ok && (!known || n > m)
 }
 
 // release lets a job be claimed again that no builder is known to have.

@@ -55,7 +55,7 @@ type worker struct {
 	repeat   *repeat // what it has to be asked to tell again; nil: nothing
 	repeats  int     // in a row
 	asked    bool    // for the sake of records that come from a copy
-	toldAll  bool    // and did so
+	toldAll  bool    // and listed them
 	repeated time.Time
 }
 
@@ -121,7 +121,7 @@ func (d *Dispatcher) pump(ctx, work context.Context) error {
 			return err
 		}
 	}
-	if err := d.releaseRestored(ctx); err != nil {
+	if err := d.decideRestored(ctx, ""); err != nil {
 		return err
 	}
 	return d.explain(ctx)
