@@ -498,6 +498,42 @@ func TestDamagedFetches(t *testing.T) {
 	}
 }
 
+// What needs no VM to be published is tried again with pauses, and says why, be
+// there a link or not.
+func TestPublishWithoutALink(t *testing.T) {
+	b := newBench(t)
+	b.cfg.RetryAfter = time.Hour
+	b.failing = slices.Repeat([]error{errors.New("no space left on device")}, 3)
+	left := func() int {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return len(b.failing)
+	}
+	id := b.add("hello")
+	d, stop := b.run()
+	defer stop()
+	b.until(id, "told why it is not published", func(j job.Job) bool { return j.Why == "to be published: no space left on device" })
+	if err := d.Down(t.Context(), "vm", errors.New("no route")); err != nil {
+		t.Fatal(err)
+	}
+	b.skew.Store(int64(maxPause))
+	b.wait("second try", func() bool { return left() < 2 })
+	b.wait("its error", func() (told bool) {
+		err := d.do(t.Context(), func(context.Context) error {
+			told = d.flights[id].failures == 2
+			return nil
+		})
+		return err == nil && told
+	})
+	if n := left(); n != 1 {
+		t.Errorf("tried %d times", 3-n)
+	}
+	b.skew.Store(int64(2 * maxPause))
+	b.wait("third try", func() bool { return left() == 0 })
+	b.skew.Store(int64(3 * maxPause))
+	b.until(id, "done", func(j job.Job) bool { return j.State == job.Done })
+}
+
 // A job that can't have its VM says so, whatever its state.
 func TestWhyItDoesNotMove(t *testing.T) {
 	b := newBench(t)

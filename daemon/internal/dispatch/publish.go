@@ -127,7 +127,7 @@ func (d *Dispatcher) unpublished(ctx context.Context, f *flight, w *worker, err 
 		return nil
 	}
 	log := d.cfg.Log.With(zap.String("job", f.job.Name), zap.String("id", string(f.job.ID)), zap.Error(err))
-	if w != nil && !w.up {
+	if needsVM(f.job) && w != nil && !w.up {
 		log.Info("the link broke while the job was fetched, going on when it is back")
 		return nil
 	}
