@@ -278,6 +278,12 @@ func publish(ctx context.Context, p *deliver.Publisher, log *zap.Logger, j job.J
 		src = remote{from}
 	}
 	folder, err := p.Publish(ctx, j, src)
+	if folder != "" {
+		for _, a := range deliver.Renamed(j) {
+			log.Warn("artifact has another name in output/: a file system may take its own for that of another file", zap.String("job", j.Name),
+				zap.String("artifact", a.MadeAs), zap.String("file", a.Name), zap.String("id", string(j.ID)))
+		}
+	}
 	switch {
 	case errors.Is(err, deliver.ErrLatest):
 		log.Warn("job published, its link is not made", zap.String("job", j.Name), zap.String("output", folder), zap.Error(err))

@@ -502,6 +502,58 @@ func TestArtifactsNamedLikeOurFiles(t *testing.T) {
 	}
 }
 
+// Names that are one to some file systems: each artifact has a place that is
+// nobody else's anywhere, in the same way each time, and it is told which.
+func TestNamesThatDifferInCase(t *testing.T) {
+	f := newFixture(t)
+	f.job.Artifacts = nil
+	names := map[string]string{ // where each goes
+		"Image.iso": "Image.iso", "image.iso": "artifacts/image.iso", "IMAGE.ISO": "artifacts-1/IMAGE.ISO", "image.iso.": "image.iso.",
+		"doc/a": "doc/a", "doc/A": "artifacts/doc/A", "Doc/b": "artifacts-1/Doc/b", "doc/c": "doc/c", "DOC": "artifacts-2/DOC",
+		"caf\u00e9": "caf\u00e9", "cafe\u0301": "artifacts/cafe\u0301", "stra\u00dfe": "stra\u00dfe", "STRASSE": "artifacts/STRASSE",
+		"build.log": "artifacts/build.log", "Build.Log": "artifacts-1/Build.Log",
+	}
+	names["image.iso."] = "artifacts-2/image.iso."
+	order := []string{
+		"Image.iso", "image.iso", "IMAGE.ISO", "image.iso.", "doc/a", "doc/A", "Doc/b", "doc/c", "DOC", "caf\u00e9", "cafe\u0301", "stra\u00dfe", "STRASSE",
+		"build.log", "Build.Log",
+	}
+	for _, name := range order {
+		f.artifact(name, []byte(name))
+	}
+	f.publish(t)
+	folder := filepath.Join("hello", string(id))
+	seen := map[string]string{}
+	var r Result
+	data, err := os.ReadFile(filepath.Join(f.Output, folder, resultName))
+	if err == nil {
+		err = json.Unmarshal(data, &r)
+	}
+	if err != nil || len(r.Artifacts) != len(order) {
+		t.Fatalf("%v: %s", err, data)
+	}
+	renamed := 0
+	for i, a := range r.Artifacts {
+		name := order[i]
+		if a.Name != names[name] || (a.Name != name) != (a.MadeAs == name) {
+			t.Errorf("%q is told as %+v, want %q", name, a, names[name])
+		}
+		if a.MadeAs != "" {
+			renamed++
+		}
+		if data, err := os.ReadFile(filepath.Join(f.Output, folder, a.Name)); err != nil || string(data) != name {
+			t.Errorf("%s holds %q, want %q: %v", a.Name, data, name, err)
+		}
+		if other, taken := seen[strings.ToLower(a.Name)]; taken {
+			t.Errorf("%q and %q are one", a.Name, other)
+		}
+		seen[strings.ToLower(a.Name)] = a.Name
+	}
+	if got := Renamed(f.job); len(got) != renamed {
+		t.Errorf("%d are said to be renamed, want %d", len(got), renamed)
+	}
+}
+
 func TestNoRoomIsSaidBeforeAnythingIsFetched(t *testing.T) {
 	f := newFixture(t)
 	f.job.Artifacts[0].Size = math.MaxInt64 / 2

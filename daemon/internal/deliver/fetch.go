@@ -12,7 +12,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"osbuilder/daemon/internal/disk"
@@ -27,8 +26,8 @@ type file struct {
 	name     string // its path in the job's folder, with slashes
 }
 
-// layout says where each artifact goes. Those that would take the place of a
-// file of ours go below artifacts/, or artifacts-1/ where that won't do.
+// layout says where each artifact goes: where the job has it, unless that is
+// the place of another one or of a file of ours.
 func layout(j job.Job) ([]file, error) {
 	if j.Result == nil || j.Result.Status != pipe.StatusSucceeded {
 		return nil, nil
@@ -57,25 +56,7 @@ func layout(j job.Job) ([]file, error) {
 			return nil, fmt.Errorf("%w: artifact %q is a file and a folder", ErrName, name)
 		}
 	}
-	// Below a new top nothing can clash.
-	top := "artifacts"
-	for n := 1; slices.ContainsFunc(files, func(f file) bool { return strings.EqualFold(topOf(f.name), top) }); n++ {
-		top = fmt.Sprintf("artifacts-%d", n)
-	}
-	for i, f := range files {
-		if slices.ContainsFunc([]string{sumsName, logName, resultName, sourceName}, func(name string) bool {
-			return strings.EqualFold(name, topOf(f.name))
-		}) {
-			files[i].name = top + "/" + f.name
-		}
-	}
-	return files, nil
-}
-
-// topOf is the first part of a path.
-func topOf(name string) string {
-	top, _, _ := strings.Cut(name, "/")
-	return top
+	return files, settle(files)
 }
 
 // prune removes what an earlier try left that is no part of an artifact: its

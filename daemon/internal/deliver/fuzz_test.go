@@ -14,7 +14,7 @@ import (
 // in the folder, none takes another's or one of ours, or they are refused.
 func FuzzLayout(f *testing.F) {
 	for _, seed := range []string{
-		"nixos.iso\nsub/a file", "build.log\nresult.json\nsource/x\nSHA256SUMS", "../x", "/x", "a\na/b", "build.log\nartifacts", "a\na", "Build.Log\nartifacts/Build.Log", ".", "a//b", "a/../b",
+		"nixos.iso\nsub/a file", "build.log\nresult.json\nsource/x\nSHA256SUMS", "../x", "/x", "a\na/b", "build.log\nartifacts", "a\na", "Build.Log\nartifacts/Build.Log", ".", "a//b", "a/../b", "A\na\nA.", "A/x\na/y\na.", "\u00e9\ne\u0301",
 	} {
 		f.Add(seed)
 	}
@@ -30,17 +30,17 @@ func FuzzLayout(f *testing.F) {
 			}
 			return
 		}
-		places := map[string]bool{sumsName: true, logName: true, resultName: true, sourceName: true}
+		places := map[string]bool{folded(sumsName): true, folded(logName): true, folded(resultName): true, folded(sourceName): true}
 		for _, file := range files {
-			if places[file.name] || !filepath.IsLocal(file.name) || filepath.Clean(file.name) != file.name {
+			if places[folded(file.name)] || !filepath.IsLocal(file.name) || filepath.Clean(file.name) != file.name {
 				t.Errorf("%q: %q", names, file.name)
 			}
-			places[file.name] = true
+			places[folded(file.name)] = true
 		}
-		for name := range places {
-			for dir := filepath.Dir(name); dir != "."; dir = filepath.Dir(dir) {
-				if places[dir] {
-					t.Errorf("%q: %q is a file and the folder of %q", names, dir, name)
+		for _, file := range files {
+			for dir := filepath.Dir(file.name); dir != "."; dir = filepath.Dir(dir) {
+				if places[folded(dir)] {
+					t.Errorf("%q: %q is a file and the folder of %q", names, dir, file.name)
 				}
 			}
 		}

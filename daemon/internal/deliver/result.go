@@ -66,6 +66,8 @@ type Artifact struct {
 	Name   string `json:"name"` // its path in the folder
 	Size   int64  `json:"size"`
 	SHA256 string `json:"sha256"`
+	// MadeAs is the job's own name for it, where it could not have that one.
+	MadeAs string `json:"made_as,omitempty"`
 }
 
 func result(j job.Job, files []file, log string) ([]byte, error) {
@@ -96,7 +98,7 @@ func result(j job.Job, files []file, log string) ([]byte, error) {
 		}
 	}
 	for _, f := range files {
-		r.Artifacts = append(r.Artifacts, Artifact{Name: f.name, Size: f.artifact.Size, SHA256: f.artifact.SHA256})
+		r.Artifacts = append(r.Artifacts, f.told())
 	}
 	b, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
