@@ -129,7 +129,7 @@ func serve(ctx context.Context, cfg config.Config, links []vm.Config, log *zap.L
 	shared := owned{records, d, log}
 	drops := inbox.New(inbox.Config{
 		Dir: cfg.Paths.Jobs, State: cfg.Paths.State,
-		Settle: cfg.Settle, Rescan: cfg.Rescan, JobTimeout: cfg.JobTimeout,
+		Settle: cfg.Settle, Rescan: cfg.Rescan, JobTimeout: cfg.JobTimeout, Keep: cfg.Keep(),
 		Classify: recipe.Classify, Check: recipe.Check,
 		Prepare: func(j *job.Job, source string) error {
 			return recipe.Prepare(j, source, job.NixOS{Format: cfg.Format, System: cfg.System, Nixpkgs: cfg.Nixpkgs})

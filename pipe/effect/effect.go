@@ -249,6 +249,12 @@ func (r *Root) Chmod(name string, mode fs.FileMode) error {
 	return r.Root.Chmod(name, mode)
 }
 
+// Rename is [os.Root.Rename].
+func (r *Root) Rename(from, to string) error {
+	Before("rename", r.path(to))
+	return r.Root.Rename(from, to)
+}
+
 // Symlink is [os.Root.Symlink].
 func (r *Root) Symlink(target, name string) error {
 	Before("symlink", r.path(name))

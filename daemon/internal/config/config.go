@@ -34,7 +34,8 @@ type Config struct {
 	Rescan     time.Duration `env:"RESCAN" envDefault:"10s"`
 	JobTimeout time.Duration `env:"JOB_TIMEOUT" envDefault:"6h"` // 0: no limit
 	TakeOver   bool          `env:"TAKE_OVER" envDefault:"N"`
-	MinFree    Size          `env:"MIN_FREE" envDefault:"2G"` // 0: no bound
+	MinFree    Size          `env:"MIN_FREE" envDefault:"2G"`  // 0: no bound
+	KeepDays   int           `env:"KEEP_DAYS" envDefault:"30"` // 0: for ever
 
 	// What the VMs are given, for the Compose project to be read with: these can
 	// come from a shell or an --env-file, which are not to be seen from inside.
@@ -226,12 +227,20 @@ func (c *Config) problems() []error {
 		"RESCAN=%v: want at least 100ms and at most 24h", c.Rescan)
 	say(c.JobTimeout == 0 || c.JobTimeout >= time.Second,
 		"JOB_TIMEOUT=%v: want at least 1s, or 0 for no limit", c.JobTimeout)
+	say(c.KeepDays >= 0 && c.KeepDays <= maxKeepDays,
+		"KEEP_DAYS=%d: want a number of days from 1 to %d, or 0 for ever", c.KeepDays, maxKeepDays)
 	say(slices.Contains(formats, c.Format), "FORMAT=%s: want %s", c.Format, strings.Join(formats, " or "))
 	say(slices.Contains(nixSystems, c.System), "SYSTEM=%s: want %s", c.System, strings.Join(nixSystems, " or "))
 	say(isNixpkgs(c.Nixpkgs), "NIXPKGS=%s: want a channel such as nixos-26.05, a revision of 40 hexadecimal digits, "+
 		"an absolute path in the VM, or the address of a tarball", c.Nixpkgs)
 	return problems
 }
+
+// maxKeepDays is a hundred years.
+const maxKeepDays = 36500
+
+// Keep is KeepDays as a duration.
+func (c *Config) Keep() time.Duration { return time.Duration(c.KeepDays) * 24 * time.Hour }
 
 // Color reports whether the log is coloured.
 func (c *Config) Color(terminal bool) bool {

@@ -25,7 +25,7 @@ func TestDefaults(t *testing.T) {
 			Compose: Compose{Separator: ":", Project: "osbuilder"}, Owner: Owner{1000, 1000},
 			LogLevel: "info", LogFormat: "console", LogColor: "auto",
 			Cores: "4", Memory: "16G", Disk: "128G",
-			Settle: 2 * time.Second, Rescan: 10 * time.Second, JobTimeout: 6 * time.Hour, MinFree: 2 << 30,
+			Settle: 2 * time.Second, Rescan: 10 * time.Second, JobTimeout: 6 * time.Hour, MinFree: 2 << 30, KeepDays: 30,
 			Format: "iso", System: "x86_64-linux", Nixpkgs: "nixos-26.05",
 			Paths: DefaultPaths(),
 		}
@@ -38,7 +38,7 @@ func TestDefaults(t *testing.T) {
 func TestAllSet(t *testing.T) {
 	got, err := load[Config]([]string{
 		"COMPOSE_FILE=a.yaml:b.yaml", "COMPOSE_PROFILES=x", "COMPOSE_PROJECT_NAME=mine", "PUID=0", "PGID=2147483647",
-		"LOG_LEVEL=debug", "LOG_FORMAT=json", "LOG_COLOR=always", "NO_COLOR=1", "CPU_CORES=2", "RAM_SIZE=8G", "DISK_SIZE=1T", "KVM=N", "SETTLE=500ms", "RESCAN=1m", "JOB_TIMEOUT=0", "TAKE_OVER=y", "MIN_FREE=500M",
+		"LOG_LEVEL=debug", "LOG_FORMAT=json", "LOG_COLOR=always", "NO_COLOR=1", "CPU_CORES=2", "RAM_SIZE=8G", "DISK_SIZE=1T", "KVM=N", "SETTLE=500ms", "RESCAN=1m", "JOB_TIMEOUT=0", "TAKE_OVER=y", "MIN_FREE=500M", "KEEP_DAYS=0",
 		"FORMAT=install-iso", "SYSTEM=aarch64-linux", "NIXPKGS=/nix/nixpkgs",
 	})
 	if err != nil {
@@ -60,7 +60,7 @@ func TestAllSet(t *testing.T) {
 // Whoever mends one mistake after the other gives up at the third.
 func TestEveryProblemAtOnce(t *testing.T) {
 	_, err := load[Config]([]string{
-		"LOG_LEVEL=loud", "LOG_FORMAT=xml", "LOG_COLOR=yes", "SETTLE=2", "RESCAN=1ms", "JOB_TIMEOUT=-5m", "TAKE_OVER=perhaps", "MIN_FREE=2", "PUID=me", "PGID=-1",
+		"LOG_LEVEL=loud", "LOG_FORMAT=xml", "LOG_COLOR=yes", "SETTLE=2", "RESCAN=1ms", "JOB_TIMEOUT=-5m", "TAKE_OVER=perhaps", "MIN_FREE=2", "KEEP_DAYS=-1", "PUID=me", "PGID=-1",
 		"FORMAT=ISO", "SYSTEM=x86_64", "NIXPKGS=26.05",
 	})
 	if !errors.Is(err, ErrSettings) {
@@ -71,6 +71,7 @@ func TestEveryProblemAtOnce(t *testing.T) {
 	want := []string{
 		"FORMAT=ISO: want iso or install-iso",
 		"JOB_TIMEOUT=-5m0s: want at least 1s, or 0 for no limit",
+		"KEEP_DAYS=-1: want a number of days from 1 to 36500, or 0 for ever",
 		"LOG_COLOR=yes: want auto, always or never",
 		"LOG_FORMAT=xml: want console or json",
 		"LOG_LEVEL=loud: want debug, info, warn or error",

@@ -18,6 +18,8 @@ import (
 // Again records a new job that does again what an ended one did: from the same
 // source, with the same settings. It may be called while Run runs.
 func (b *Inbox) Again(ctx context.Context, ended job.Job) (job.Job, error) {
+	b.copying.RLock()
+	defer b.copying.RUnlock()
 	from := filepath.Join(b.cfg.State, "jobs", string(ended.ID), sourceDir)
 	if _, err := os.Stat(from); errors.Is(err, fs.ErrNotExist) {
 		return job.Job{}, hint.With(fmt.Errorf("do job %s again: its source is not there any more: %w", ended.ID, err), "Drop it again.")

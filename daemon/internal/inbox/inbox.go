@@ -55,6 +55,7 @@ type Config struct {
 	SettleFolder time.Duration // a folder, and all in it; five times Settle
 	Rescan       time.Duration // the folder is read so often at least; 10 s
 	JobTimeout   time.Duration // of every job
+	Keep         time.Duration // copies of a drop are kept so long after its job's end; 0: for ever
 
 	// Classify says by which recipe a drop of that name is built.
 	Classify func(drop string, isDir bool) (job.Recipe, error)
@@ -85,6 +86,8 @@ type Inbox struct {
 
 	deaf bool              // tests: no events come, as on some network file systems
 	step func(name string) // tests: called after each step
+
+	copying sync.RWMutex // held by whoever copies the source of an ended job
 }
 
 // A drop is what is known of one name in the folder.
@@ -131,6 +134,7 @@ func (b *Inbox) Run(ctx context.Context, taken chan<- job.ID) error {
 	w := b.newWatcher()
 	var reading sync.WaitGroup
 	reading.Go(w.read)
+	reading.Go(func() { b.keep(ctx) })
 	defer reading.Wait()
 	defer w.close()
 	timer := time.NewTimer(0)
