@@ -92,6 +92,7 @@ case ${1:-} in
     ;;
   unit)
     have gcc || have cc || need_packages "The race detector" gcc libc6-dev
+    if lacks_sshd; then need_packages "The test of the link" openssh-server inotify-tools; fi
     go test -race ./...
     fuzz_seeds
     ;;

@@ -39,6 +39,7 @@ packages() {
   have docker || missing+=(docker.io)
   have shellcheck || missing+=(shellcheck)
   have gcc || have cc || missing+=(gcc libc6-dev)
+  if lacks_sshd; then missing+=(openssh-server inotify-tools); fi
   if [ "$WORLD_REGISTRY" = no ] && ! have mmdebstrap; then missing+=(mmdebstrap); fi
   [ "${#missing[@]}" -eq 0 ] || need_packages "The test" "${missing[@]}"
 }

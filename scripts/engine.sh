@@ -21,10 +21,18 @@ need_packages() {
 install_packages() {
   export DEBIAN_FRONTEND=noninteractive
   apt-get update -q || return
+  # The tests start a server of their own; nobody asked for one at port 22.
+  if [[ " $* " == *" openssh-server "* ]] && ! have_sshd && have systemctl; then systemctl mask ssh.service ssh.socket || true; fi
   # From trixie on the client is a package of its own.
   if [ "$1" = docker.io ] && apt-cache show docker-cli >/dev/null 2>&1; then set -- "$@" docker-cli; fi
   apt-get install -q -y --no-install-recommends ca-certificates "$@"
 }
+
+# have_sshd: as a rule it lies where only root's PATH leads.
+have_sshd() { have sshd || [ -x /usr/sbin/sshd ]; }
+
+# lacks_sshd: what the tests of the link need, which are Linux's alone, is not all there.
+lacks_sshd() { [ "$(uname -s)" = Linux ] && ! { have_sshd && have inotifywait; }; }
 
 # need_engine: an engine that answers, started here only where nobody else's can be meant.
 need_engine() {

@@ -1,20 +1,12 @@
-//go:build sshd
-
 package vm_test
 
 import (
 	"bytes"
-	"context"
-	"crypto/ed25519"
 	"crypto/rand"
-	"encoding/pem"
 	"errors"
-	"fmt"
-	"net"
 	"os"
-	"os/exec"
-	"os/user"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -24,257 +16,301 @@ import (
 	"osbuilder/pipe"
 
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
-	"go.uber.org/zap/zaptest/observer"
-	"golang.org/x/crypto/ssh"
 )
 
-// These tests want OpenSSH's server and inotify-tools, as the VM has them:
-//
-//	apt-get install openssh-server inotify-tools
-//	go test -tags sshd -run OpenSSH ./daemon/internal/vm
-//
-// They hold vmtest against the real thing.
-
-func key(t *testing.T, dir, name string) ssh.Signer {
-	t.Helper()
-	_, private, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	block, err := ssh.MarshalPrivateKey(private, "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	signer, err := ssh.NewSignerFromKey(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, name+".pub"), ssh.MarshalAuthorizedKey(signer.PublicKey()), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return signer
-}
-
-// openSSH starts sshd and returns how to reach it, and how to stop it with
-// all its connections.
-func openSSH(t *testing.T) (vm.Config, func()) {
-	t.Helper()
-	dir, pipeDir := t.TempDir(), t.TempDir()
-	host, client := key(t, dir, "host"), key(t, dir, "client")
-	var lc net.ListenConfig
-	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	_ = l.Close()
-	settings := fmt.Sprintf(`Port %s
-ListenAddress 127.0.0.1
-HostKey %s/host
-AuthorizedKeysFile %s/client.pub
-StrictModes no
-UsePAM no
-PasswordAuthentication no
-PermitRootLogin prohibit-password
-PidFile none
-Subsystem sftp internal-sftp
-`, port, dir, dir)
-	if err := os.WriteFile(filepath.Join(dir, "sshd_config"), []byte(settings), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.MkdirAll("/run/sshd", 0o755); err != nil { // sshd's own wish
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), "/usr/sbin/sshd", "-D", "-e", "-f", filepath.Join(dir, "sshd_config"))
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	stop := func() { _ = cmd.Process.Kill() }
-	t.Cleanup(func() { stop(); _ = cmd.Wait() })
-	me, err := user.Current()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return vm.Config{
-		Name: "vm", Addr: "127.0.0.1:" + port, User: me.Username, Signer: client,
-		HostKeys: ssh.FixedHostKey(host.PublicKey()), Dir: pipeDir, Timings: quick,
-	}, stop
-}
+// The link against OpenSSH itself; that also holds vmtest against the real
+// thing.
 
 func TestOpenSSH(t *testing.T) {
-	cfg, _ := openSSH(t)
+	s := newSSHD(t, sftpSubsystem)
+	cfg := s.cfg
 	cfg.Timings.Poll = never // real wake-ups
 	cfg.Timings.Keepalive = 50 * time.Millisecond
-	p := vmtest.NewPipe(t, cfg.Dir)
-	core, logs := observer.New(zapcore.DebugLevel)
-	s := newSink(pipe.Position{})
-	b := vm.New(cfg, s, zap.New(core))
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- b.Run(ctx) }()
-	s.untilUp(t, 1)
+	r, p := s.up(cfg)
 	for range 5 {
 		watching(t, cfg.Dir, 1)
 		p.Append(lines(3)...)
-		s.untilAt(t, p.End())
+		r.sink.untilAt(t, p.End())
 	}
 	watching(t, cfg.Dir, 1)
 	p.Rotate(nil)
-	s.untilAt(t, p.End())
+	r.sink.untilAt(t, p.End())
+	transfers(t, r, cfg.Dir)
+	if err := r.end(t); err != nil {
+		t.Error(err)
+	}
+	watching(t, cfg.Dir, 0)
+	wantLines(t, r.warnings())
+	r.sink.until(t, "one link", func(s *sink) bool { return s.ups == 1 })
+}
 
-	request := bytes.Repeat([]byte("x"), pipe.MaxRequest)
-	if err := b.Send(t.Context(), request); err != nil {
+// transfers sends a request, and moves files both ways.
+func transfers(t *testing.T, r *rig, dir string) {
+	t.Helper()
+	request := bytes.Repeat([]byte("x"), pipe.MaxRequest/8)
+	if err := r.b.Send(t.Context(), request); err != nil {
 		t.Fatal(err)
 	}
-	if got, _ := os.ReadFile(filepath.Join(cfg.Dir, pipe.In)); !bytes.Equal(got, request) {
-		t.Error("the request didn't arrive")
-	}
-	if info, err := os.Stat(filepath.Join(cfg.Dir, pipe.In)); err != nil || info.Mode().Perm() != 0o660 {
+	wantFile(t, filepath.Join(dir, pipe.In), request)
+	if info, err := os.Stat(filepath.Join(dir, pipe.In)); err != nil || info.Mode().Perm() != 0o660 {
 		t.Error(info.Mode(), err)
 	}
-	data := make([]byte, 100_000_001)
+	data := make([]byte, 2_000_001)
 	_, _ = rand.Read(data)
-	name := filepath.Join(cfg.Dir, "image.iso")
+	name := filepath.Join(dir, "image.iso")
 	if err := os.WriteFile(name, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, offset := range []int64{0, 7, 261120, int64(len(data))} {
 		var got bytes.Buffer
-		began := time.Now()
-		n, err := b.Copy(t.Context(), name, offset, &got)
+		n, err := r.b.Copy(t.Context(), name, offset, &got)
 		if err != nil || n != int64(len(data))-offset || !bytes.Equal(got.Bytes(), data[offset:]) {
 			t.Errorf("from %d: %d bytes, %v", offset, n, err)
 		}
-		t.Logf("%d bytes in %s", n, time.Since(began))
 	}
-	if _, err := b.Copy(t.Context(), name+"-not", 0, &bytes.Buffer{}); !errors.Is(err, os.ErrNotExist) {
+	if _, err := r.b.Copy(t.Context(), name+"-not", 0, &bytes.Buffer{}); !errors.Is(err, os.ErrNotExist) {
 		t.Error(err)
 	}
 	// An upload that goes on where it stopped, one that begins anew, and one that is there.
-	inputs := content(3_000_001)
-	half, whole := filepath.Join(cfg.Dir, ".inputs-"+digest), filepath.Join(cfg.Dir, "inputs-"+digest)
-	if err := os.WriteFile(half, inputs[:1_234_567], 0o600); err != nil {
+	inputs := content(1_000_001)
+	half, whole := filepath.Join(dir, ".inputs-"+digest), filepath.Join(dir, "inputs-"+digest)
+	if err := os.WriteFile(half, inputs[:434_567], 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, fresh := range []bool{false, true, false} {
-		if err := b.Upload(t.Context(), digest, int64(len(inputs)), fresh, writes(inputs)); err != nil {
+		if err := r.b.Upload(t.Context(), digest, int64(len(inputs)), fresh, writes(inputs)); err != nil {
 			t.Fatal(err)
 		}
 		wantFile(t, whole, inputs)
 		absent(t, half)
 	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-	watching(t, cfg.Dir, 0)
-	if n := logs.FilterMessageSnippet("no wake-ups").Len(); n != 0 {
-		t.Error("the watcher was complained about:", logs.All())
-	}
-	s.until(t, "one link", func(s *sink) bool { return s.ups == 1 })
 }
 
-// A broken connection ends the watcher too.
-func TestOpenSSHReapsAfterACut(t *testing.T) {
-	cfg, _ := openSSH(t)
-	p := vmtest.NewPipe(t, cfg.Dir)
-	front := proxy(t, cfg.Addr)
+// The server is restarted. Alone, that is nothing to the link; with its
+// sessions, the link is lost, said so, and made anew.
+func TestOpenSSHRestarted(t *testing.T) {
+	s := newSSHD(t, sftpSubsystem)
+	r, p := s.up(s.cfg)
+	watching(t, s.cfg.Dir, 1)
+	sessions := s.sessions()
+	s.stop()
+	s.start()
+	p.Append(lines(3)...)
+	r.sink.untilAt(t, p.End())
+	wantLines(t, r.warnings())
+
+	s.stop()
+	for _, pid := range sessions { // of the process before
+		kill(t, pid)
+	}
+	untilLogged(t, r.logs, "builder can't be reached yet")
+	p.Append(lines(3)...)
+	s.start()
+	r.sink.untilUp(t, 2)
+	r.sink.untilAt(t, p.End())
+	watching(t, s.cfg.Dir, 1) // the new one; the one before is gone
+	wantLines(t, r.warnings(),
+		[]string{"link to the builder lost rung=link", "connection ended: ", "hint=it is connected again by itself"},
+		[]string{"builder can't be reached yet rung=tcp", "connection refused", "hint=the VM's container does not run"})
+	if got := len(r.sink.texts()); got != 6 {
+		t.Errorf("%d events, want 6", got)
+	}
+}
+
+// With fewer sessions than it would like the link works, and says what it
+// does without; with none it says what to change.
+func TestOpenSSHMaxSessions(t *testing.T) {
+	polling := []string{"no wake-ups from the builder, polling instead", "open failed", "hint=", "raise MaxSessions in its sshd_config"}
+	for sessions, want := range map[string][][]string{"1": {polling}, "2": nil} {
+		t.Run(sessions, func(t *testing.T) {
+			s := newSSHD(t, sftpSubsystem, "MaxSessions "+sessions)
+			r, p := s.up(s.cfg)
+			p.Append(lines(3)...)
+			r.sink.untilAt(t, p.End())
+			transfers(t, r, s.cfg.Dir)
+			p.Append(lines(3)...)
+			r.sink.untilAt(t, p.End())
+			wantLines(t, r.warnings(), want...)
+			if got := len(r.sink.texts()); got != 6 || r.logs.FilterMessage("builder is up").Len() != 1 {
+				t.Errorf("%d events, want 6; lines %v", got, r.logs.All())
+			}
+		})
+	}
+	t.Run("0", func(t *testing.T) {
+		s := newSSHD(t, sftpSubsystem, "MaxSessions 0")
+		r := s.link(s.cfg)
+		_ = r.sink.untilRung(t, vm.RungSFTP)
+		wantLines(t, r.warnings(), []string{"builder can't be reached yet rung=sftp", "open failed", "hint=", "raise MaxSessions in its sshd_config"})
+	})
+}
+
+// Without SFTP no link can be, and the line says what sshd lacks; when it has
+// it, the link is made.
+func TestOpenSSHWithoutSFTP(t *testing.T) {
+	for name, test := range map[string]struct{ settings, says string }{
+		"not configured": {"", "subsystem request failed"},
+		"not installed":  {"Subsystem sftp /nonexistent/sftp-server", "open an SFTP session: it ended at once"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSSHD(t, test.settings)
+			r := s.link(s.cfg)
+			_ = r.sink.untilRung(t, vm.RungSFTP)
+			wantLines(t, r.warnings(), []string{
+				"builder can't be reached yet rung=sftp", test.says,
+				"hint=the VM wants an OpenSSH server with its sftp subsystem (Subsystem sftp internal-sftp in its sshd_config)",
+			})
+			s.kill()
+			s.settings = []string{sftpSubsystem}
+			p := vmtest.NewPipe(t, s.cfg.Dir)
+			s.start()
+			r.sink.untilAt(t, p.End())
+		})
+	}
+}
+
+// New keys are agreed on after a megabyte, by the server's wish or by ours,
+// while files go both ways and a large log is followed: not a byte is lost.
+func TestOpenSSHRekeys(t *testing.T) {
+	for name, test := range map[string]struct {
+		setting string
+		after   uint64
+		size    int
+	}{
+		"server": {"RekeyLimit 1M", 0, 32 << 20},
+		"client": {"", 1 << 20, 8 << 20},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSSHD(t, sftpSubsystem, test.setting, "LogLevel DEBUG1")
+			cfg := s.cfg
+			cfg.RekeyAfter = test.after
+			r, p := s.up(cfg)
+			data := make([]byte, test.size)
+			_, _ = rand.Read(data)
+			// rekeyed checks that what was just done met new keys again and again.
+			rekeys := 0
+			rekeyed := func(what string) {
+				t.Helper()
+				now := s.logged("set_newkeys: rekeying")
+				if now-rekeys < test.size>>22 { // what is under way when the limit is met still comes
+					t.Errorf("%s: %d new keys in %d MiB", what, now-rekeys, test.size>>20)
+				}
+				rekeys = now
+			}
+			if err := r.b.Upload(t.Context(), digest, int64(len(data)), false, writes(data)); err != nil {
+				t.Fatal(err)
+			}
+			name := filepath.Join(cfg.Dir, "inputs-"+digest)
+			wantFile(t, name, data)
+			rekeyed("upload")
+			var got bytes.Buffer
+			if _, err := r.b.Copy(t.Context(), name, 0, &got); err != nil || !bytes.Equal(got.Bytes(), data) {
+				t.Errorf("download: %d bytes, %v", got.Len(), err)
+			}
+			rekeyed("download")
+			const piece, length = 64 << 10, 4 << 20
+			for at := 0; at < length; at += piece {
+				p.Append(vmtest.LogEvent("a", int64(at), string(data[at:at+piece])))
+			}
+			r.sink.untilAt(t, p.End())
+			if log := strings.Join(r.sink.texts(), ""); log != string(data[:length]) {
+				t.Errorf("a log of %d bytes came, not the one of %d", len(log), length)
+			}
+			wantLines(t, r.warnings())
+		})
+	}
+}
+
+// A server that asks whether we are there gets its answer, while nothing else
+// happens.
+func TestOpenSSHAsksWhetherWeLive(t *testing.T) {
+	s := newSSHD(t, sftpSubsystem, "ClientAliveInterval 1", "ClientAliveCountMax 1", "LogLevel DEBUG1")
+	cfg := s.cfg
+	cfg.Timings.Poll = never // a request of ours is an answer, too
+	r, p := s.up(cfg)
+	s.untilLogged("for keepalive", 3)
+	p.Append(lines(1)...)
+	r.sink.untilAt(t, p.End())
+	wantLines(t, r.warnings())
+}
+
+// A connection is half open: it is there, and nothing passes it, one way or
+// both. Each side notices by itself, the link is made anew, and nothing is
+// left in the VM.
+func TestOpenSSHHalfOpen(t *testing.T) {
+	for name, ways := range map[string]vmtest.Direction{
+		"both ways": vmtest.ToVM | vmtest.FromVM, "to the VM": vmtest.ToVM, "from the VM": vmtest.FromVM,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel() // each waits most of the time
+			s := newSSHD(t, sftpSubsystem, "ClientAliveInterval 3", "ClientAliveCountMax 1")
+			front := proxy(t, s.cfg.Addr)
+			cfg := s.cfg
+			cfg.Addr = front.Addr().String()
+			cfg.Timings.Keepalive, cfg.Timings.KeepaliveReply = 100*time.Millisecond, 3*time.Second // so it is we who notice first
+			r, p := s.up(cfg)
+			watching(t, cfg.Dir, 1)
+			front.silence(ways)
+			p.Append(lines(2)...)
+			r.sink.untilUp(t, 2)
+			r.sink.untilAt(t, p.End())
+			// That of the old connection is gone as soon as the server has noticed.
+			eventually(t, "connections at the server", 1, func() int { return len(s.connections()) })
+			watching(t, cfg.Dir, 1)
+			wantLines(t, r.warnings(), []string{"link to the builder lost rung=link", "the VM went silent: no answer for 3s", "hint=it is connected again by itself"})
+		})
+	}
+}
+
+// A hundred connections break, one after another. Nothing is left of them:
+// here no goroutine and no file, at the server no session, in the VM no
+// watcher; and each event came once.
+func TestOpenSSHHundredReconnections(t *testing.T) {
+	s := newSSHD(t, sftpSubsystem, "MaxStartups 1000")
+	front := proxy(t, s.cfg.Addr)
+	cfg := s.cfg
 	cfg.Addr = front.Addr().String()
-	s := newSink(pipe.Position{})
-	b := vm.New(cfg, s, zap.NewNop())
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- b.Run(ctx) }()
-	s.untilAt(t, p.End())
-	watching(t, cfg.Dir, 1)
-	front.cut()
-	s.until(t, "the cut", func(s *sink) bool { return len(s.reasons) > 0 })
-	s.untilUp(t, 2)
-	watching(t, cfg.Dir, 1) // the new one, and the old one is gone
-	cancel()
-	if err := <-done; err != nil {
+	cfg.Timings.Held = time.Nanosecond // no waiting
+	r, p := s.up(cfg)
+	quiet := func() (goroutines, files int) {
+		watching(t, cfg.Dir, 1)
+		eventually(t, "connections at the server", 1, func() int { return len(s.connections()) })
+		open, _ := os.ReadDir("/proc/self/fd")
+		return runtime.NumGoroutine(), len(open)
+	}
+	const warm, all = 5, 100
+	goroutines, files := 0, 0
+	for n := range all {
+		if n == warm {
+			goroutines, files = quiet()
+		}
+		if n%10 == 0 {
+			p.Append(lines(1)...)
+		}
+		front.cut()
+		r.sink.untilUp(t, n+2)
+	}
+	r.sink.untilAt(t, p.End())
+	if g, f := quiet(); g > goroutines+2 || f > files+2 {
+		t.Errorf("%d goroutines and %d files after %d connections, %d and %d after %d", g, f, all, goroutines, files, warm)
+	}
+	if got := len(r.sink.texts()); got != all/10 {
+		t.Errorf("%d events, want %d", got, all/10)
+	}
+	if n := r.logs.FilterMessage("link to the builder lost").Len(); n != all {
+		t.Errorf("%d links were lost, want %d", n, all)
+	}
+	if err := r.end(t); err != nil {
 		t.Error(err)
 	}
 	watching(t, cfg.Dir, 0)
+	eventually(t, "connections at the server", 0, func() int { return len(s.connections()) })
 }
 
-// watching waits until n inotifywaits watch dir.
-func watching(t *testing.T, dir string, n int) {
-	t.Helper()
-	deadline := time.After(bound)
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		names, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-		found := 0
-		for _, name := range names {
-			line, err := os.ReadFile(name)
-			if err == nil && strings.HasPrefix(string(line), "inotifywait\x00") && strings.Contains(string(line), dir) {
-				found++
-			}
-		}
-		if found == n {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("%d inotifywaits watch %s, waited for %d", found, dir, n)
-		}
+// warnings are the lines that say that something is wrong.
+func (r *rig) warnings() []string {
+	var lines []string
+	for _, e := range r.logs.FilterLevelExact(zap.WarnLevel).All() {
+		lines = append(lines, shown(e))
 	}
-}
-
-// A front passes connections on until they are cut.
-type front struct {
-	net.Listener
-	conns chan net.Conn
-}
-
-func proxy(t *testing.T, to string) *front {
-	t.Helper()
-	var lc net.ListenConfig
-	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := &front{Listener: l, conns: make(chan net.Conn, 100)}
-	t.Cleanup(func() { _ = l.Close(); f.cut() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			var d net.Dialer
-			up, err := d.DialContext(t.Context(), "tcp", to)
-			if err != nil {
-				_ = c.Close()
-				continue
-			}
-			f.conns <- c
-			f.conns <- up
-			for _, pair := range [][2]net.Conn{{c, up}, {up, c}} {
-				go func() {
-					defer func() { _ = pair[0].Close() }()
-					_, _ = pair[0].(*net.TCPConn).ReadFrom(pair[1])
-				}()
-			}
-		}
-	}()
-	return f
-}
-
-func (f *front) cut() {
-	for {
-		select {
-		case c := <-f.conns:
-			_ = c.Close()
-		default:
-			return
-		}
-	}
+	return lines
 }
