@@ -215,6 +215,11 @@ echo fine > "$OUT/fine"
 	if r.Status != "succeeded" || r.Attempts != 2 || !strings.HasPrefix(r.Log, "try 1\n") || !strings.HasSuffix(r.Log, "]\ntry 2\n") {
 		t.Errorf("status %s (%s) after %d attempts, build.log %q", r.Status, r.Reason, r.Attempts, r.Log)
 	}
+	for _, line := range [][]string{{"link to the builder lost", `"hint"`}, {"builder can't be reached yet", `"rung"`, `"hint"`}, {"builder is up"}} {
+		if !p.Logged(t, line...) {
+			t.Errorf("no line with %q", line)
+		}
+	}
 	out := harness.Docker(t, "logs", p.Container(t, "vm"))
 	if n := strings.Count(out, "formatted"); n != 1 {
 		t.Errorf("the data disk was formatted %d times:\n%s", n, out)
