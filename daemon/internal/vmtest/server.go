@@ -348,7 +348,7 @@ func (s *Server) serve(c *conn) {
 			limit = 10
 		}
 		if request.ChannelType() != "session" || open.value() >= limit {
-			_ = request.Reject(ssh.Prohibited, "open failed")
+			_ = request.Reject(ssh.ConnectionFailed, "open failed") // in the words of OpenSSH
 			continue
 		}
 		channel, requests, err := request.Accept()
