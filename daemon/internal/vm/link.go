@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pkg/sftp"
@@ -110,7 +111,9 @@ func handshake(ctx context.Context, conn net.Conn, cfg Config) (*ssh.Client, err
 	})
 	if err == nil {
 		if err = conn.SetDeadline(time.Time{}); err == nil {
-			return ssh.NewClient(c, channels, requests), nil
+			client := ssh.NewClient(c, channels, requests)
+			heard.client.Store(client)
+			return client, nil
 		}
 		_ = c.Close()
 	}
@@ -137,10 +140,12 @@ var (
 	ErrSlow = errors.New("the SSH server greets, and goes no further")
 )
 
-// hearing is a connection that knows how what was read from it begins.
+// hearing is a connection that knows how what was read from it begins, and
+// sees to its end.
 type hearing struct {
 	net.Conn
-	first []byte
+	first  []byte
+	client atomic.Pointer[ssh.Client] // nil until there is one
 }
 
 const (
@@ -154,7 +159,32 @@ func (h *hearing) Read(p []byte) (int, error) {
 	if len(h.first) < maxGreeting {
 		h.first = append(h.first, p[:min(n, maxGreeting-len(h.first))]...)
 	}
+	if err != nil {
+		h.end()
+	}
 	return n, err
+}
+
+// end has the SSH library learn that nothing can be written any more before it
+// learns that nothing can be read: see opening.
+func (h *hearing) end() {
+	_ = h.Close()
+	client := h.client.Load()
+	if client == nil {
+		return
+	}
+	failed := make(chan struct{})
+	go func() {
+		defer close(failed)
+		_, _, _ = client.SendRequest(keepaliveRequest, false, nil)
+	}()
+	// While keys are agreed on, a write may wait for what is read.
+	timer := time.NewTimer(time.Second)
+	defer timer.Stop()
+	select {
+	case <-failed:
+	case <-timer.C:
+	}
 }
 
 // explain says of a handshake that failed what was met.
@@ -198,10 +228,12 @@ func newSFTP(client *ssh.Client) (*sftp.Client, error) {
 // opening runs f, which opens a session, until the link ends at the latest.
 //
 // The SSH library can miss that end: a channel that is added while all others
-// are told of it is told nothing (mux.go, loop and openChannel), and whoever
-// opens it waits for ever. So nobody here waits for f alone, or the next link
-// would never be made; and the server is asked first whether it is there, so
-// that where it hangs up at once no channel is added, and f isn't left behind.
+// are told of it is told nothing, and the write that asks for it says nothing
+// of having failed, the first time (mux.go, loop and openChannel; handshake.go,
+// writePacket). Whoever opens it waits for ever. So the first write that fails
+// is another, in [hearing.end]; what ended before that could be done is noticed
+// by asking the server whether it is there; and as there are still moments left,
+// nobody waits for f alone, or the next link would never be made.
 func opening[T any](l *link, f func(*ssh.Client) (T, error)) (T, error) {
 	result := make(chan outcome[T], 1)
 	go func() {

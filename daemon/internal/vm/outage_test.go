@@ -327,6 +327,18 @@ func TestFlappingLinkBacksOff(t *testing.T) {
 	})
 }
 
+// The connection ends while sessions are opened on it: nothing waits for them
+// for ever.
+func TestCutWhileSessionsAreOpened(t *testing.T) {
+	bubble(t, func(w *world) {
+		for range 100 {
+			n := w.ups()
+			w.srv.Cut()
+			w.sink.untilUp(t, n+1) // the watcher's comes next
+		}
+	})
+}
+
 // A connection goes silent after any number of bytes: in the greeting, while
 // keys are agreed on, in the login, while SFTP starts, in the first reads. Each
 // time a bound ends it, the reason says so, and the next connection is made.
