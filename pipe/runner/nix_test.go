@@ -99,7 +99,10 @@ func nixCloses(conn net.Conn) { // its store can't be opened
 
 func nixHangs(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) }
 
-func nixIsAnother(conn net.Conn) { _, _ = conn.Write([]byte("HTTP/1.1 400 Bad Request\r\n")) }
+func nixIsAnother(conn net.Conn) {
+	nixCloses(conn) // what is not read of a connection that is closed can take the answer with it
+	_, _ = conn.Write([]byte("HTTP/1.1 400 Bad Request\r\n"))
+}
 
 func TestCheckNix(t *testing.T) {
 	for name, tt := range map[string]struct {
@@ -111,6 +114,7 @@ func TestCheckNix(t *testing.T) {
 		"hangs":     {nixHangs, "nix-daemon does not answer within"},
 		"something": {nixIsAnother, "is no nix-daemon"},
 		"later": {func(conn net.Conn) { // it wants more of a client
+			nixCloses(conn)
 			_ = binary.Write(conn, binary.LittleEndian, []uint64{nixDaemon, 2 << 8})
 		}, ""},
 	} {
