@@ -21,6 +21,10 @@ var errNoUnits = errors.New("nothing is started here")
 func (noUnits) Start(context.Context, Spec) error         { return errNoUnits }
 func (noUnits) Alive(context.Context, Spec) (bool, error) { return false, nil }
 func (noUnits) Kill(context.Context, Spec) error          { return nil }
+func (noUnits) Forget(context.Context, Spec) error        { return nil }
+func (noUnits) Remembered(context.Context, Spec) (Result, bool, error) {
+	return Result{}, false, nil
+}
 
 // answers counts what the runner said to requests.
 func answers(t *testing.T, cfg Config) (n int) {
