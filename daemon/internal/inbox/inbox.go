@@ -140,16 +140,23 @@ func (b *Inbox) Run(ctx context.Context, taken chan<- job.ID) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
+		woken := false
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-timer.C:
-		case n := <-w.notes:
+		case e := <-w.events():
+			w.change(e, b.cfg.Dir)
+			woken = true
+		case err := <-w.errors():
+			w.lost(err)
+		case n := <-w.notes():
 			w.note(n)
-			// Who writes a file makes many events: one look is for all.
-			if !w.gather(ctx, b.gap()) {
-				return ctx.Err()
-			}
+			woken = true
+		}
+		// Who writes a file makes many events: one look is for all.
+		if woken && !w.gather(ctx, b.cfg.Dir, b.gap()) {
+			return ctx.Err()
 		}
 		// First the watch, then the scan: what comes between the two is seen.
 		switch err := w.watch(b.cfg.Dir); {
@@ -278,9 +285,9 @@ func (b *Inbox) look(name string, whole bool) (*candidate, time.Time) {
 			*d = drop{first: now}
 		}
 		*d = drop{stamp: s, first: d.first, since: now, said: d.said}
-		if whole && s.kind.IsRegular() {
-			d.since = time.Time{}
-		}
+	}
+	if whole && s.kind.IsRegular() {
+		d.since = time.Time{}
 	}
 	if d.done {
 		return nil, time.Time{}

@@ -272,12 +272,12 @@ func TestNotes(t *testing.T) {
 		"of a folder that is gone": {[]note{{watch: 7, mask: to, cookie: 1, name: "a"}}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := &watcher{whole: map[string]bool{}}
+			w := &wholes{names: map[string]bool{}}
 			for _, n := range tc.notes {
 				w.note(n)
 			}
 			var got []string
-			for name := range w.takeWhole() {
+			for name := range w.take() {
 				got = append(got, name)
 			}
 			if diff := cmp.Diff(tc.want, got); diff != "" {
