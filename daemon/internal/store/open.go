@@ -108,6 +108,8 @@ func (s *SQLite) open(ctx context.Context, migrations []migration) (err error) {
 			// process is kept out by hold.
 			"journal_mode(WAL)",
 			"synchronous(FULL)",
+			// A person who looks with a tool of SQLite's may hold it up, and no more.
+			"busy_timeout(10000)",
 		},
 		"_txlock": {"immediate"},
 	}); err != nil {
