@@ -425,10 +425,11 @@ func (w *round) whole(j dropped, folder string) {
 			w.t.Errorf("%s: artifacts (-want +got):\n%s", j.name, diff)
 		}
 	}
-	want := j.log
-	for n := 2; n <= r.Attempts; n++ { // an attempt that never ran, or the line that says so
-		want = fmt.Sprintf("[osbuilder: attempt %d begins, attempt %d did not end]\n", n, n-1) + want
+	want := ""
+	for n := 2; n <= r.Attempts; n++ { // the attempt before never ran
+		want += fmt.Sprintf("[osbuilder: attempt %d begins, attempt %d did not end]\n", n, n-1)
 	}
+	want += j.log
 	log, err := os.ReadFile(filepath.Join(folder, "build.log"))
 	w.must(err)
 	if diff := cmp.Diff(want, string(log)); diff != "" {
