@@ -20,8 +20,10 @@ status() {
   { echo "$*" >"$status_dir/image.new" && mv "$status_dir/image.new" "$status_dir/image"; } 2>/dev/null || :
 }
 
+# fail TEXT: of a renewal, which whoever calls this says in the variable renewal, the VM doesn't wait: it goes on with the
+# ISO that is there.
 fail() {
-  status failed "$*"
+  if [ -n "${renewal:-}" ] && [ -s "$image" ]; then status ready; else status failed "$*"; fi
   rm -f "$new" "$note.new.$run"
   echo "vmimage: $*" >&2
   exit 1

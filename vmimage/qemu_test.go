@@ -241,10 +241,10 @@ func TestWhatTheSidecarIsToldOfTheImage(t *testing.T) {
 		return strings.TrimSuffix(string(text), "\n")
 	}
 	file := write(t, filepath.Join(t.TempDir(), "one"), []byte("an image"))
-	run := func(key, file string) {
+	run := func(key, file string, env ...string) {
 		t.Helper()
 		write(t, filepath.Join(s.shims, "count"), []byte("0"))
-		if out, err := s.command(t.Context(), key, file, "KILLED=0", "STATUS_DIR="+told).CombinedOutput(); err != nil {
+		if out, err := s.command(t.Context(), key, file, append(env, "KILLED=0", "STATUS_DIR="+told)...).CombinedOutput(); err != nil {
 			t.Logf("%v: %s", err, out)
 		}
 	}
@@ -260,5 +260,37 @@ func TestWhatTheSidecarIsToldOfTheImage(t *testing.T) {
 	run("key 1", file)
 	if got := state(); got != "ready" {
 		t.Errorf("up to date, told %q", got)
+	}
+	// The VM waits for no renewal: it has its image.
+	run("key 2", file+"-not", "renewal=yes")
+	if got := state(); got != "ready" {
+		t.Errorf("a renewal failed, told %q", got)
+	}
+	run("key 2", file+"-not")
+	if got := state(); got != "failed cannot read "+file+"-not" {
+		t.Errorf("what the VM waits for failed, told %q", got)
+	}
+	if err := os.Remove(filepath.Join(s.dir, "boot.iso")); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(told, "image"), nil)
+	run("key 2", file+"-not", "renewal=yes")
+	if got := state(); got != "failed cannot read "+file+"-not" {
+		t.Errorf("a renewal failed and there is no image, told %q", got)
+	}
+}
+
+// A typing mistake changes nothing in what the sidecar is told of the image.
+func TestUnknownWordOfMakeImage(t *testing.T) {
+	told := t.TempDir()
+	note := write(t, filepath.Join(told, "image"), []byte("ready\n"))
+	cmd := exec.CommandContext(t.Context(), "nixos/make-image", "renwe")
+	cmd.Env = append(os.Environ(), "STORAGE="+t.TempDir(), "STATUS_DIR="+told)
+	out, err := cmd.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "«renwe» is not known") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if text, err := os.ReadFile(note); err != nil || string(text) != "ready\n" {
+		t.Errorf("told %q, %v", text, err)
 	}
 }

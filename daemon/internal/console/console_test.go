@@ -67,6 +67,19 @@ func TestWhatAContainerLeftBehind(t *testing.T) {
 			t.Errorf("off, gone %t: %v", gone, err)
 		}
 	}
+	// What ended had an image to begin with: that the last try to make one failed is not why.
+	put(t, dir+"/image", "failed no network\n")
+	for word, want := range map[string]error{"ended": ErrEnded, "unusable": ErrUnusable, "off": ErrNoImage, "image": ErrNoImage} {
+		put(t, dir+"/vm/state", word+" why\n")
+		if err := c.Trouble(true); !errors.Is(err, want) {
+			t.Errorf("%s, and the image failed: %v", word, err)
+		}
+	}
+	put(t, dir+"/vm/state", "ended why\n")
+	put(t, dir+"/image", "making step 4 of 5: fetching\n")
+	if err := c.Trouble(true); !errors.Is(err, ErrNoImage) {
+		t.Errorf("ended, and an image is being made: %v", err)
+	}
 	// A VM that runs needs no image, whatever becomes of the next one.
 	put(t, dir+"/vm/state", "running\n")
 	put(t, dir+"/image", "failed no network\n")

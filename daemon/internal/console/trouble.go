@@ -1,6 +1,7 @@
 package console
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strings"
@@ -32,15 +33,20 @@ var hints = map[error]string{
 // Trouble returns what keeps the VM from answering, as far as that can be seen
 // from outside; nil if nothing is known. It carries a hint. gone says that no
 // container of the VM runs: of what one left behind, only why it ended counts
-// then, and that less than what becomes of the image which the next one waits
-// for.
+// then, and that less than that the image is being made which the next one
+// waits for, but more than that the last try to make it failed: one that ends
+// again and again has an image to begin with.
 func (c Console) Trouble(gone bool) error {
+	word, text := note(c.state)
 	if gone {
-		if err := c.imageTrouble(); err != nil {
-			return err
+		making, failed := c.imageTrouble()
+		if making != nil {
+			return making
+		}
+		if failed != nil && word != "unusable" && word != "ended" {
+			return failed
 		}
 	}
-	word, text := note(c.state)
 	switch word {
 	case "image":
 		return trouble(ErrNoImage, text)
@@ -57,18 +63,19 @@ func (c Console) Trouble(gone bool) error {
 	case word == "running":
 		return c.said()
 	}
-	return c.imageTrouble()
+	making, failed := c.imageTrouble()
+	return cmp.Or(making, failed)
 }
 
-// imageTrouble is what vmimage says.
-func (c Console) imageTrouble() error {
+// imageTrouble is what vmimage says: that it is at work, or that it failed.
+func (c Console) imageTrouble() (making, failed error) {
 	switch word, text := note(c.image); word {
 	case "making":
-		return trouble(ErrNoImage, "it is being made, "+text)
+		return trouble(ErrNoImage, "it is being made, "+text), nil
 	case "failed":
-		return trouble(ErrNoImage, text)
+		return nil, trouble(ErrNoImage, text)
 	}
-	return nil
+	return nil, nil
 }
 
 func trouble(what error, text string) error {
