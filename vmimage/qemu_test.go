@@ -285,7 +285,7 @@ func TestUnknownWordOfMakeImage(t *testing.T) {
 	told := t.TempDir()
 	note := write(t, filepath.Join(told, "image"), []byte("ready\n"))
 	cmd := exec.CommandContext(t.Context(), "nixos/make-image", "renwe")
-	cmd.Env = append(os.Environ(), "STORAGE="+t.TempDir(), "STATUS_DIR="+told)
+	cmd.Env = []string{"PATH=/usr/local/bin:/usr/bin:/bin", "STORAGE=" + t.TempDir(), "STATUS_DIR=" + told}
 	out, err := cmd.CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "«renwe» is not known") {
 		t.Errorf("%v: %s", err, out)
