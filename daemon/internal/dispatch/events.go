@@ -139,12 +139,9 @@ func (d *Dispatcher) greeted(ctx context.Context, builder string, w *worker, f *
 		return d.update(ctx, f, job.Accepted, "the VM lists it", func(j *job.Job) { j.Why = "" })
 	case here:
 		return nil
-	case f.job.Deferred() && doubt:
-		// Written twice, the request may have been accepted all the same.
-		j := f.job
-		j.Builder = "" // the next claim is another attempt
-		return d.write(ctx, f, j)
-	case f.job.State == job.Running, f.job.State == job.Sending && f.sent && doubt:
+	case f.job.State == job.Running, f.job.State == job.Sending && f.sent && doubt,
+		// Written twice, a request may have been refused and then accepted all the same.
+		f.job.Deferred() && doubt:
 		if w.caughtUp {
 			return d.lost(ctx, builder, w, f)
 		}
@@ -252,6 +249,13 @@ func (d *Dispatcher) refused(ctx context.Context, builder string, w *worker, r p
 	log := d.cfg.Log.With(zap.String("builder", builder), zap.String("request", r.Request),
 		zap.String("reason", string(r.Reason)), zap.String("said", r.Message))
 
+	if ours && kind == pipe.KindJob && f.job.Deferred() && w.missing[ref(f.job)] {
+		// Read again: this is the data disk that its request was written to.
+		delete(w.missing, ref(f.job))
+		if err := d.waits(ctx, f, r.Message); err != nil {
+			return err
+		}
+	}
 	switch {
 	case r.Reason == pipe.ReasonOwner && r.OwnedBy == d.cfg.Owner:
 		d.stranger(builder, w, r)

@@ -194,6 +194,10 @@ func (d *Dispatcher) lost(ctx context.Context, builder string, w *worker, f *fli
 		return d.interrupted(ctx, f, "the VM no longer knows the job: its data disk was lost or replaced")
 	case f.job.State == job.Sending:
 		return d.interrupted(ctx, f, "the VM's data disk was lost or replaced before it answered: it may have run the job")
+	case f.job.Deferred():
+		j := f.job
+		j.Builder, j.Why = "", "" // the next claim is another attempt
+		return d.write(ctx, f, j)
 	}
 	return nil
 }

@@ -344,6 +344,65 @@ func TestCheckpointLost(t *testing.T) {
 	}
 }
 
+// The checkpoint is lost, of a job that was refused for now, and of which
+// nobody read what came then: what the VM has is not run again beside it.
+func TestCheckpointLostAfterARefusal(t *testing.T) {
+	for name, tt := range map[string]struct {
+		accepted bool // its request, written again
+		untold   bool // nothing but its hello can be read, and it never tells again
+		want     int  // the attempt that ran
+	}{
+		"accepted":                      {accepted: true, want: 1},
+		"refused":                       {want: 1},
+		"a person goes on, not knowing": {untold: true, want: 2},
+	} {
+		for _, oneByOne := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, one by one %t", name, oneByOne), func(t *testing.T) {
+				b := newBench(t)
+				b.cfg.RetryAfter, b.cfg.AnswerTimeout = time.Hour, time.Hour
+				b.oneByOne = oneByOne
+				b.vm.refuse = []pipe.Refused{{Reason: pipe.ReasonDisk, Retryable: true, Message: "no room"}}
+				id := b.add("hello")
+				_, stop := b.run()
+				b.until(id, "refused", job.Job.Deferred)
+				stop()
+				b.set(func(m *machine) {
+					m.hold, m.oldRunner = true, tt.untold
+					if tt.accepted {
+						key := fmt.Sprintf("job/%s/1", id)
+						m.spool[key] = "whatever"
+						m.say(pipe.Event{Type: pipe.TypeAccepted, Accepted: &pipe.Accepted{Request: key}})
+						m.start(string(id), 1)
+					}
+				})
+				if tt.untold {
+					end := int64(len(b.vm.events))
+					b.hole = func(e pipe.Entry) bool { return e.Event.Hello == nil && e.Next.Offset <= end }
+					b.noticed = true
+				}
+				b.cfg.Store, b.cfg.Damaged = &damagedStore{b.store, true}, errDamagedRecord
+				d, stop := b.run()
+				defer stop()
+				if tt.untold {
+					b.until(id, "told what it waits for", func(j job.Job) bool {
+						return j.Deferred() && strings.Contains(j.Why, "vm to tell again which jobs it has")
+					})
+					if _, err := d.Retry(t.Context(), id); err != nil {
+						t.Fatal(err)
+					}
+				}
+				b.running(id)
+				b.set(func(m *machine) { m.end(string(id), tt.want) })
+				j := b.settled(id)
+				if j.State != job.Done || j.Attempt != tt.want || len(b.vm.runs) != 1 {
+					t.Errorf("%s after %d attempts, runs %v, story %v", j.State, j.Attempt, b.vm.runs, story(j))
+				}
+				b.onlyOnce()
+			})
+		}
+	}
+}
+
 // The checkpoint is lost, and the VM's disk too: there is a next attempt,
 // though the sidecar is stopped between the hello and the end of what was said.
 func TestCheckpointAndDiskLost(t *testing.T) {

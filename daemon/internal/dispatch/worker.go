@@ -198,7 +198,7 @@ func (d *Dispatcher) pumpJobs(ctx, work context.Context, name string, w *worker,
 				return d.sendJob(ctx, work, w, f)
 			}
 		case job.Queued:
-			if w.takes(name, f, now) && (next == nil || w.prefers(name, f, next)) {
+			if !d.doubted(f) && w.takes(name, f, now) && (next == nil || w.prefers(name, f, next)) {
 				next = f
 			}
 		default: // the VM has nothing to do with it any more
@@ -214,6 +214,13 @@ func (d *Dispatcher) pumpJobs(ctx, work context.Context, name string, w *worker,
 		return nil
 	}
 	return d.sendJob(ctx, work, w, next)
+}
+
+// doubted reports that the builder which refused a job for now may have it all
+// the same, and is about to say so: until then nobody is given the job.
+func (d *Dispatcher) doubted(f *flight) bool {
+	w := d.workers[f.job.Builder]
+	return w != nil && w.up && w.missing[ref(f.job)] && f.job.Deferred()
 }
 
 // claim puts on record that a builder gets the job, before it gets it.
@@ -328,7 +335,7 @@ func (d *Dispatcher) explain(ctx context.Context) error {
 	written := 0
 	for _, f := range d.order {
 		why := why
-		if f.job.State == job.Sending || f.job.State == job.Collecting {
+		if f.job.State == job.Sending || f.job.State == job.Collecting || d.doubted(f) {
 			if err := d.explainLink(ctx, f); err != nil {
 				return err
 			}
@@ -339,7 +346,7 @@ func (d *Dispatcher) explain(ctx context.Context) error {
 		} else if lack := d.unbuildable(f.job.System()); lack != "" {
 			why = lack
 		}
-		if f.job.State != job.Queued || f.job.Why == why || f.job.Deferred() {
+		if f.job.State != job.Queued || f.job.Why == why || f.job.Deferred() && f.job.Why != "" {
 			continue
 		}
 		if written++; written > maxExplained {
@@ -375,7 +382,7 @@ func (d *Dispatcher) explainLink(ctx context.Context, f *flight) error {
 		return d.waits(ctx, f, f.job.Builder+", which the Compose project no longer has")
 	case !w.up:
 		return d.waits(ctx, f, w.why)
-	case w.current && f.job.State == job.Sending && w.missing[ref(f.job)]:
+	case w.current && w.missing[ref(f.job)] && (f.job.State == job.Sending || f.job.Deferred()):
 		return d.waits(ctx, f, f.job.Builder+" to tell again which jobs it has, since its data disk may be another one; osbuilder retry runs it again without")
 	case strings.HasPrefix(f.job.Why, noLink):
 		return d.waits(ctx, f, "")
