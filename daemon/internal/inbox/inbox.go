@@ -87,6 +87,8 @@ type Inbox struct {
 	deaf bool              // tests: no events come, as on some network file systems
 	step func(name string) // tests: called after each step
 
+	keepEvery time.Duration // tests: see the constant
+
 	copying sync.RWMutex // held by whoever copies the source of an ended job
 }
 
@@ -115,7 +117,7 @@ func New(cfg Config, s Store, log *zap.Logger) *Inbox {
 	if cfg.Random == nil {
 		cfg.Random = rand.Uint64
 	}
-	return &Inbox{cfg: cfg, store: s, log: log, drops: make(map[string]*drop), said: make(map[string]string)}
+	return &Inbox{cfg: cfg, store: s, log: log, drops: make(map[string]*drop), said: make(map[string]string), keepEvery: keepEvery}
 }
 
 func (b *Inbox) did(step string) {

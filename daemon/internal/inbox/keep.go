@@ -24,42 +24,54 @@ const (
 )
 
 // keep removes the copies of ended jobs' drops when their time is over, until
-// ctx is.
+// ctx is. It doesn't begin at once: a host without a clock that goes on while it
+// is off has the time only after a while. Nor does it trust a clock that was put
+// forward since: jobs that ended before would seem to be old.
 func (b *Inbox) keep(ctx context.Context) {
 	if b.cfg.Keep <= 0 {
 		return
 	}
-	tick := time.NewTicker(keepEvery)
+	tick := time.NewTicker(b.keepEvery)
 	defer tick.Stop()
+	start, running := b.cfg.Now(), time.Now()
 	said := make(map[string]string) // the last word about each folder
 	for {
-		b.expire(ctx, said)
-		b.did("expired")
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
+		now := b.cfg.Now()
+		if passed := start.Add(time.Since(running)); passed.Before(now) {
+			now = passed
+		}
+		b.expire(ctx, now.Add(-b.cfg.Keep), said)
+		b.did("expired")
 	}
 }
 
-// expire removes what is kept of the drops of jobs that ended long enough ago:
+// expire removes what is kept of the drops of jobs that ended before a time:
 // the source in the state folder, and the drop itself in .taken. The record,
 // the log and output/ stay. Of a job that may still need it, or of which
 // nothing is known, nothing is touched.
-func (b *Inbox) expire(ctx context.Context, said map[string]string) {
+func (b *Inbox) expire(ctx context.Context, before time.Time, said map[string]string) {
 	n := 0
 	for _, place := range []struct {
 		dir, below string
 		shelf      shelf
 	}{
-		{b.cfg.State, "jobs", shelf{hasSource, b.expireSource}},
+		{b.cfg.State, "jobs", shelf{hasSource, func(root *effect.Root, id string) (bool, error) {
+			return b.expireSource(ctx, root, id)
+		}}},
 		{b.cfg.Dir, takenDir, shelf{
 			func(*effect.Root, string) bool { return true },
-			func(root *effect.Root, id string) (bool, error) { err := root.RemoveAll(id); return err == nil, err },
+			func(root *effect.Root, id string) (bool, error) {
+				err := removeAll(ctx, root, id)
+				return err == nil, err
+			},
 		}},
 	} {
-		removed, err := b.expireIn(ctx, filepath.Join(place.dir, place.below), place.shelf)
+		removed, err := b.expireIn(ctx, filepath.Join(place.dir, place.below), before, place.shelf)
 		n += removed
 		if ctx.Err() != nil {
 			return
@@ -86,7 +98,7 @@ type shelf struct {
 
 // expireIn goes through the folders in dir that are named like jobs. It returns
 // how many it dealt with, and the first error: as a rule all have the same.
-func (b *Inbox) expireIn(ctx context.Context, dir string, s shelf) (int, error) {
+func (b *Inbox) expireIn(ctx context.Context, dir string, before time.Time, s shelf) (int, error) {
 	root, err := openReal(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
@@ -106,7 +118,7 @@ func (b *Inbox) expireIn(ctx context.Context, dir string, s shelf) (int, error) 
 			return n, first
 		}
 		id := e.Name()
-		if !e.IsDir() || !pipe.ValidID(id) || !s.has(root, id) || !b.over(ctx, job.ID(id)) {
+		if !e.IsDir() || !pipe.ValidID(id) || !s.has(root, id) || !b.over(ctx, job.ID(id), before) {
 			continue
 		}
 		switch removed, err := s.remove(root, id); {
@@ -121,9 +133,8 @@ func (b *Inbox) expireIn(ctx context.Context, dir string, s shelf) (int, error) 
 	return n, first
 }
 
-// over reports that a job ended longer ago than its copies are kept.
-func (b *Inbox) over(ctx context.Context, id job.ID) bool {
-	before := b.cfg.Now().Add(-b.cfg.Keep)
+// over reports that a job ended before a time.
+func (b *Inbox) over(ctx context.Context, id job.ID, before time.Time) bool {
 	// Made later, it can't have ended before. That saves most looks.
 	if len(id) > len(idTime) {
 		if made, err := time.Parse(idTime, string(id[:len(idTime)])); err == nil && !made.Before(before) {
@@ -148,8 +159,10 @@ func hasSource(root *effect.Root, id string) bool {
 
 // expireSource removes a job's source. It gets another name first: half a
 // source must not be taken for a whole one. One that is being copied just now,
-// to do the job again, is left for the next time.
-func (b *Inbox) expireSource(root *effect.Root, id string) (removed bool, err error) {
+// to do the job again, is left for the next time. What stays of it is an empty
+// folder, which says that the job had ended, also to whoever has no record of
+// it; as a new file it would need room, where there may be none.
+func (b *Inbox) expireSource(ctx context.Context, root *effect.Root, id string) (removed bool, err error) {
 	if !b.copying.TryLock() {
 		return false, nil
 	}
@@ -158,8 +171,55 @@ func (b *Inbox) expireSource(root *effect.Root, id string) (removed bool, err er
 	if err != nil && !errors.Is(err, fs.ErrNotExist) { // stopped before, it has that name
 		return false, err
 	}
-	err = root.RemoveAll(id + "/" + outdated)
+	if err := removeBelow(ctx, root, id+"/"+outdated); err != nil {
+		return false, err
+	}
+	err = root.Rename(id+"/"+outdated, id+"/"+endedDir)
+	if errors.Is(err, fs.ErrExist) { // put back by hand, and expired again
+		err = root.Remove(id + "/" + outdated)
+	}
 	return err == nil, err
+}
+
+// removeAll removes what has that name in root, and all in it, until ctx ends:
+// whoever stops the daemon doesn't wait for a large tree.
+func removeAll(ctx context.Context, root *effect.Root, name string) error {
+	switch info, err := root.Lstat(name); {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.IsDir():
+		if err := removeBelow(ctx, root, name); err != nil {
+			return err
+		}
+	}
+	if err := root.Remove(name); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// removeBelow removes all that is in a folder. What can't be removed keeps
+// nothing else; the first such error comes back.
+func removeBelow(ctx context.Context, root *effect.Root, name string) error {
+	dir, err := root.Open(name)
+	if err != nil {
+		return err
+	}
+	entries, first := dir.ReadDir(-1)
+	if err := dir.Close(); first == nil {
+		first = err
+	}
+	for _, e := range entries {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err := removeAll(ctx, root, name+"/"+e.Name()); first == nil {
+			first = err
+		}
+	}
+	return first
 }
 
 // openReal opens a folder that is one, and no link to one.

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -16,6 +19,7 @@ import (
 
 	"osbuilder/daemon/internal/job"
 	"osbuilder/daemon/internal/testenv"
+	"osbuilder/pipe/effect"
 )
 
 // keeper is an Inbox that keeps copies for ten days, on the eleventh of May.
@@ -27,6 +31,8 @@ func keeper(t *testing.T) (f *fixture, b *Inbox, logs *observer.ObservedLogs) {
 	core, logs := observer.New(zap.DebugLevel)
 	return f, New(f.cfg, f.records, zap.New(core)), logs
 }
+
+func (f *fixture) before() time.Time { return f.cfg.Now().Add(-f.cfg.Keep) }
 
 // kept records a job of that day, with all that is kept of its drop.
 func (f *fixture) kept(n uint64, day int, state job.State) job.ID {
@@ -87,7 +93,7 @@ func TestCopiesOfEndedJobsExpire(t *testing.T) {
 	f.write(".taken/not a job/x", "x")
 
 	said := make(map[string]string)
-	b.expire(t.Context(), said)
+	b.expire(t.Context(), f.before(), said)
 	got := make(map[job.ID]string)
 	for id := range want {
 		got[id] = f.has(id)
@@ -101,7 +107,7 @@ func TestCopiesOfEndedJobsExpire(t *testing.T) {
 	if n := logs.Len(); n != 1 {
 		t.Errorf("it is said: %v", logs.All())
 	}
-	b.expire(t.Context(), said)
+	b.expire(t.Context(), f.before(), said)
 	if n := logs.Len(); n != 1 {
 		t.Errorf("it is said again: %v", logs.All())
 	}
@@ -122,7 +128,7 @@ func TestExpireStoppedHalfway(t *testing.T) {
 	if err := os.Rename(filepath.Join(dir, "source"), filepath.Join(dir, outdated)); err != nil {
 		t.Fatal(err)
 	}
-	b.expire(t.Context(), map[string]string{})
+	b.expire(t.Context(), f.before(), map[string]string{})
 	if left, err := filepath.Glob(filepath.Join(dir, ".*")); len(left) > 0 || err != nil {
 		t.Errorf("left: %v, %v", left, err)
 	}
@@ -133,12 +139,12 @@ func TestExpireWaitsForWhoCopies(t *testing.T) {
 	f, b, _ := keeper(t)
 	id := f.kept(1, -1, job.Done)
 	b.copying.RLock()
-	b.expire(t.Context(), map[string]string{})
+	b.expire(t.Context(), f.before(), map[string]string{})
 	if got := f.has(id); got != "log source" {
 		t.Errorf("there is %q", got)
 	}
 	b.copying.RUnlock()
-	b.expire(t.Context(), map[string]string{})
+	b.expire(t.Context(), f.before(), map[string]string{})
 	if got := f.has(id); got != "log" {
 		t.Errorf("there is %q", got)
 	}
@@ -162,12 +168,12 @@ func TestExpireFollowsNoLinks(t *testing.T) {
 	replace(filepath.Join(f.cfg.State, "jobs", string(id), "source"), filepath.Dir(precious))
 	replace(filepath.Join(f.cfg.Dir, ".taken", string(id)), filepath.Dir(precious))
 	replace(filepath.Join(f.cfg.Dir, ".taken", string(within), "a.sh"), precious) // in what is removed
-	b.expire(t.Context(), map[string]string{})
+	b.expire(t.Context(), f.before(), map[string]string{})
 	if f.has(within) != "log" {
 		t.Errorf("there is %q", f.has(within))
 	}
 	replace(filepath.Join(f.cfg.Dir, ".taken"), elsewhere)
-	b.expire(t.Context(), map[string]string{})
+	b.expire(t.Context(), f.before(), map[string]string{})
 	if !there(precious) {
 		t.Error("a link was followed")
 	}
@@ -195,7 +201,7 @@ func TestExpireOnAReadOnlyMount(t *testing.T) {
 	}
 	said := make(map[string]string)
 	for range 3 {
-		b.expire(t.Context(), said)
+		b.expire(t.Context(), f.before(), said)
 	}
 	if n := logs.FilterMessage("copies of ended jobs' drops can't be removed, trying again").Len(); n != 1 {
 		t.Errorf("it is said %d times: %v", n, logs.All())
@@ -207,13 +213,15 @@ func TestExpireOnAReadOnlyMount(t *testing.T) {
 	}
 }
 
-// Run does so when it begins.
+// Run does so every so often, but not at once.
 func TestRunExpires(t *testing.T) {
 	f, b, _ := keeper(t)
 	id := f.kept(1, -1, job.Done)
+	b.keepEvery = time.Millisecond
 	expired := make(chan struct{})
 	b.step = func(step string) {
 		if step == "expired" {
+			b.step = nil
 			close(expired)
 		}
 	}
@@ -227,5 +235,102 @@ func TestRunExpires(t *testing.T) {
 	stop()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Error(err)
+	}
+}
+
+// A clock that is put right only after the start, or put forward later on, makes
+// no job older than it is.
+func TestClockThatJumps(t *testing.T) {
+	const day = 24 * time.Hour
+	for name, tt := range map[string]struct {
+		start, later time.Duration // how much the clock is wrong, at the start and soon after
+		want         string
+	}{
+		"right":                    {0, 0, "log"},
+		"put forward":              {-60 * day, 0, "log source drop"},
+		"far ahead":                {0, 400 * day, "log"},
+		"ahead until it was right": {400 * day, 0, "log"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f, b, _ := keeper(t)
+			old, young := f.kept(1, -1, job.Done), f.kept(2, 8, job.Done)
+			synctest.Test(t, func(t *testing.T) {
+				right, start := f.cfg.Now(), time.Now()
+				var wrong atomic.Int64
+				wrong.Store(int64(tt.start))
+				b.cfg.Now = func() time.Time { return right.Add(time.Duration(wrong.Load()) + time.Since(start)) }
+				ctx, stop := context.WithCancel(t.Context())
+				defer stop()
+				go b.keep(ctx)
+				synctest.Wait()
+				if got := f.has(old); got != "log source drop" {
+					t.Errorf("at the start there is %q", got)
+				}
+				wrong.Store(int64(tt.later))
+				<-time.After(3 * keepEvery / 2)
+				synctest.Wait()
+				if got := f.has(old); got != tt.want {
+					t.Errorf("of one that ended long ago there is %q, want %q", got, tt.want)
+				}
+				if got := f.has(young); got != "log source drop" {
+					t.Errorf("of one that ended three days ago there is %q", got)
+				}
+			})
+		})
+	}
+}
+
+// Whoever stops the daemon doesn't wait until a whole tree is removed; the next
+// one goes on.
+func TestExpireStopsWithin(t *testing.T) {
+	f, b, logs := keeper(t)
+	id := f.kept(1, -1, job.Done)
+	const files = 20
+	for n := range files {
+		if err := os.WriteFile(filepath.Join(f.cfg.State, "jobs", string(id), "source", strconv.Itoa(n)), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	left := filepath.Join(f.cfg.State, "jobs", string(id), outdated)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	effect.Hook(func(op, name string) {
+		if op == "remove" && strings.HasPrefix(name, left) {
+			stop()
+		}
+	})
+	defer effect.Hook(nil)
+	b.expire(ctx, f.before(), map[string]string{})
+	if entries, err := os.ReadDir(left); err != nil || len(entries) != files { // and a.sh, and one that went
+		t.Errorf("left: %v, %v", entries, err)
+	}
+	if got := f.has(id); got != "log drop" || logs.Len() > 0 {
+		t.Errorf("there is %q, and it is said: %v", got, logs.All())
+	}
+	b.expire(t.Context(), f.before(), map[string]string{})
+	if got := f.has(id); got != "log" || there(left) {
+		t.Errorf("there is %q", got)
+	}
+}
+
+// A job whose source was removed because it ended long ago is not lost when its
+// record is.
+func TestWhatExpiredIsNotLost(t *testing.T) {
+	f, b, logs := keeper(t)
+	id, stopped, lost := f.kept(1, -1, job.Done), f.kept(2, -1, job.Done), f.kept(3, 9, job.Done)
+	b.expire(t.Context(), f.before(), map[string]string{})
+	dir := filepath.Join(f.cfg.State, "jobs", string(stopped))
+	if err := os.Rename(filepath.Join(dir, endedDir), filepath.Join(dir, outdated)); err != nil { // it was being removed
+		t.Fatal(err)
+	}
+	none := func() (map[job.ID]bool, error) { return nil, nil }
+	for range 2 {
+		if err := b.SayLost(t.Context(), func(context.Context) (map[job.ID]bool, error) { return none() }, none); err != nil {
+			t.Fatal(err)
+		}
+	}
+	told := logs.Filter(func(e observer.LoggedEntry) bool { return e.Level == zap.WarnLevel }).All()
+	if len(told) != 1 || told[0].ContextMap()["id"] != string(lost) {
+		t.Errorf("%s and %s had ended, %s is lost; it is said: %v", id, stopped, lost, told)
 	}
 }

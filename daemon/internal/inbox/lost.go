@@ -19,10 +19,14 @@ import (
 // its user was told.
 const toldLost = "lost"
 
+// endedDir, in a job's folder, says that it had ended when its source was
+// removed: nothing of it is lost.
+const endedDir = "ended"
+
 // SayLost says, once each, which jobs were taken and are not on record any
 // more, as after a copy of the records was put in place or one was damaged:
 // their drops have to be dropped again. Those whose outcome is published are
-// passed over. It is for the start, before Run.
+// passed over, and those that ended so long ago that their source was removed. It is for the start, before Run.
 func (b *Inbox) SayLost(ctx context.Context, onRecord func(context.Context) (map[job.ID]bool, error), published func() (map[job.ID]bool, error)) error {
 	dir := filepath.Join(b.cfg.State, "jobs")
 	entries, err := os.ReadDir(dir)
@@ -41,6 +45,9 @@ func (b *Inbox) SayLost(ctx context.Context, onRecord func(context.Context) (map
 		id := job.ID(e.Name())
 		path := filepath.Join(dir, e.Name())
 		if !e.IsDir() || !pipe.ValidID(e.Name()) || known[id] || there(path, toldLost) || there(path, unrecorded) {
+			continue
+		}
+		if there(path, endedDir) || there(path, outdated) {
 			continue
 		}
 		if done == nil {
