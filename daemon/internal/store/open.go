@@ -125,7 +125,26 @@ func (s *SQLite) open(ctx context.Context, migrations []migration) (err error) {
 	if err := s.noticeRestore(ctx); err != nil {
 		return err
 	}
-	return s.mendDrops(ctx)
+	if err := s.mendDrops(ctx); err != nil {
+		return err
+	}
+	return s.forgetRestoring()
+}
+
+// forgetRestoring removes what a restoring left that was broken off before the
+// file in place had left it: that one is sound, and should it ever be missing,
+// those records are older than the copies of it.
+func (s *SQLite) forgetRestoring() error {
+	next := whatIsNext(s.path)
+	for _, left := range []string{next, next + ".tmp", next + ".tmp-journal"} {
+		if !fileExists(left) {
+			continue
+		}
+		if err := removeIfThere(left); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // missing is an error if there should be records and there are none: an empty

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -213,6 +214,35 @@ func TestRestoreStoppedAnywhere(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// What a restoring left that was broken off before it touched the store is of
+// no use once the store was opened, and would mislead when that is missing one day.
+func TestSoundStoreForgetsRestoring(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	closeStore(t, openAt(t, path, migrations))
+	for _, name := range []string{".restoring", ".restoring.tmp", ".restoring.tmp-journal"} {
+		if err := os.WriteFile(path+name, []byte("a copy"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	away := path + "-away"
+	if err := os.Rename(path, away); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := open(t.Context(), path, migrations); err == nil || !strings.Contains(err.Error(), "restoring it was broken off") {
+		t.Errorf("without the file: %v", err)
+	}
+	if !fileExists(path + ".restoring") {
+		t.Error("what is to come into its place is gone")
+	}
+	if err := os.Rename(away, path); err != nil {
+		t.Fatal(err)
+	}
+	closeStore(t, openAt(t, path, migrations))
+	if left, err := filepath.Glob(path + ".restoring*"); len(left) > 0 || err != nil {
+		t.Errorf("left: %v, %v", left, err)
 	}
 }
 
