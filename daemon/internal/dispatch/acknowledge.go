@@ -35,11 +35,15 @@ func (w *worker) acknowledge(r pipe.JobRef) {
 }
 
 // abandon has the VM end an attempt that nobody waits for, and forget it when
-// it has.
+// it has. What it was told of it before may have come too early: one that it
+// doesn't have yet can be neither ended nor forgotten.
 func (w *worker) abandon(r pipe.JobRef) {
-	if w.ackOf(r) == nil {
-		w.acks = append(w.acks, &ack{ref: r, abandoned: true})
+	a := w.ackOf(r)
+	if a == nil {
+		a = &ack{ref: r}
+		w.acks = append(w.acks, a)
 	}
+	a.abandoned, a.told, a.notBefore = true, false, time.Time{}
 }
 
 // ackOf returns what is to be sent of an attempt, or nil.

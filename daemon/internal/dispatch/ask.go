@@ -249,6 +249,9 @@ func (d *Dispatcher) unnamedRefusal(w *worker, r pipe.Refused, log *zap.Logger) 
 	kind, id, attempt := splitKey(w.waiting.key)
 	switch f := d.flights[id]; {
 	case kind == pipe.KindCancel && w.abandonedEnds(pipe.JobRef{Job: string(id), Attempt: attempt}): // as far as it can be had
+		if f != nil && f.job.Attempt == attempt {
+			d.recallRefused(f, log)
+		}
 	case kind == pipe.KindCancel && f != nil:
 		d.recallRefused(f, log)
 	case kind == pipe.KindConsume:

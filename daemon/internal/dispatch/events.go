@@ -58,11 +58,16 @@ func (d *Dispatcher) event(ctx context.Context, builder string, w *worker, entry
 func (d *Dispatcher) jobEvent(ctx context.Context, builder string, w *worker, entry pipe.Entry) error {
 	e, in := entry.Event, entry.Next.Generation
 	f, ours := d.flights[job.ID(e.Job)]
-	if !ours || f.job.Builder != builder || f.job.Attempt != e.Attempt {
+	at := pipe.JobRef{Job: e.Job, Attempt: e.Attempt}
+	left := ours && d.left(f.job, builder, at)
+	if !ours || left || f.job.Builder != builder || f.job.Attempt != e.Attempt {
 		d.cfg.Log.Debug("event of a job that is not in flight here", zap.String("builder", builder),
 			zap.String("type", string(e.Type)), zap.String("id", e.Job), zap.Int("attempt", e.Attempt))
-		if e.Type == pipe.TypeFinished {
-			w.abandonedEnds(pipe.JobRef{Job: e.Job, Attempt: e.Attempt})
+		switch {
+		case e.Type == pipe.TypeFinished:
+			w.abandonedEnds(at)
+		case e.Type == pipe.TypeStarted && left:
+			w.abandon(at)
 		}
 		return nil
 	}
@@ -212,14 +217,18 @@ func (d *Dispatcher) acceptedJob(ctx context.Context, builder string, w *worker,
 	if kind == pipe.KindAcknowledge {
 		w.forgot(at)
 	}
-	if kind == pipe.KindCancel && w.abandonedEnds(at) {
-		return nil
-	}
-	if f := d.flights[id]; kind == pipe.KindCancel && f != nil && f.job.Builder == builder && f.job.Attempt == attempt {
-		f.recalled = true
-		return nil
-	}
 	f, ours := d.flights[id]
+	if kind == pipe.KindCancel { // given up, and then cancelled, it can be on either account
+		w.abandonedEnds(at)
+		if ours && f.job.Builder == builder && f.job.Attempt == attempt {
+			f.recalled = true
+		}
+		return nil
+	}
+	if ours && kind == pipe.KindJob && d.left(f.job, builder, at) {
+		w.abandon(at)
+		return nil
+	}
 	if !ours || f.job.Builder != builder || f.job.Attempt != attempt {
 		return nil
 	}
@@ -295,6 +304,7 @@ func (d *Dispatcher) refused(ctx context.Context, builder string, w *worker, r p
 		d.ackRefused(w, pipe.JobRef{Job: string(id), Attempt: attempt}, r, log)
 	case kind == pipe.KindCancel && ours:
 		d.recallRefused(f, log)
+		d.ackRefused(w, ref(f.job), r, log)
 	case d.unnamedRefusal(w, r, log):
 	default:
 		log.Info("builder refused what lay in pipe_in")

@@ -193,6 +193,8 @@ func (d *Dispatcher) lost(ctx context.Context, builder string, w *worker, f *fli
 	case f.job.State == job.Running:
 		return d.interrupted(ctx, f, "the VM no longer knows the job: its data disk was lost or replaced")
 	case f.job.State == job.Sending:
+		// Its request may lie there still, and be accepted yet.
+		defer w.abandon(ref(f.job))
 		return d.interrupted(ctx, f, "the VM's data disk was lost or replaced before it answered: it may have run the job")
 	case f.job.Deferred():
 		j := f.job
@@ -219,11 +221,23 @@ func (d *Dispatcher) leftovers(ctx context.Context, builder string, w *worker) e
 		switch {
 		case r == ref(j) && j.Builder == builder && j.Settled():
 			w.acknowledge(r)
-		case r.Attempt < j.Attempt, r.Attempt == j.Attempt && d.elsewhere(j, builder):
+		case d.left(j, builder, r):
 			w.abandon(r)
 		}
 	}
 	return nil
+}
+
+// left reports that a job goes on, or went on, with another attempt than the
+// one that a builder says it has.
+func (d *Dispatcher) left(j job.Job, builder string, r pipe.JobRef) bool {
+	switch {
+	case r.Attempt != j.Attempt:
+		return r.Attempt < j.Attempt
+	case j.State == job.Queued && !j.Restored: // of one that was refused, it may be the next answer
+		return !j.Deferred() || j.Builder == ""
+	}
+	return d.elsewhere(j, builder)
 }
 
 // elsewhere reports that a job is at another builder of the project. One that
