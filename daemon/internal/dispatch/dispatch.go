@@ -63,6 +63,7 @@ type flight struct {
 	uploaded   delivered // where its inputs lie, as far as is known
 	fresh      bool      // they have to be uploaded from the beginning
 	sent       bool      // its request may have been written, by this process or one before
+	unread     bool      // since then, the answer to it may be gone, and nobody read it
 	failures   int       // uploads or publishes that failed in a row
 	notBefore  time.Time // of the next try to send or to publish
 	pulse      pulse     // while it runs

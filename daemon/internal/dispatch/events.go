@@ -112,7 +112,7 @@ func (d *Dispatcher) hello(ctx context.Context, builder string, w *worker, h pip
 		zap.String("runner", h.Runner), zap.Int("slots", h.Slots), zap.Strings("systems", h.Systems),
 		zap.Int64("free_bytes", h.Free), zap.String("generation", string(h.Generation)))
 	w.hello, w.why = &h, ""
-	doubted, replaced := w.missing, w.replaced(h.Generation)
+	doubted, replaced, begun := w.missing, w.replaced(h.Generation), w.position.Generation != h.Generation
 	w.missing = make(map[pipe.JobRef]bool)
 	listed := make(map[pipe.JobRef]bool, len(h.Jobs))
 	for _, r := range h.Jobs {
@@ -122,7 +122,9 @@ func (d *Dispatcher) hello(ctx context.Context, builder string, w *worker, h pip
 		if f.job.Builder != builder {
 			continue
 		}
-		if err := d.greeted(ctx, builder, w, f, listed[ref(f.job)], replaced || doubted[ref(f.job)]); err != nil {
+		doubt := replaced || doubted[ref(f.job)] || begun && f.unread
+		f.unread = f.unread && !begun
+		if err := d.greeted(ctx, builder, w, f, listed[ref(f.job)], doubt); err != nil {
 			return err
 		}
 	}
@@ -163,7 +165,7 @@ func (d *Dispatcher) greeted(ctx context.Context, builder string, w *worker, f *
 // have been read nobody can tell.
 func (w *worker) replaced(next pipe.Generation) bool {
 	before := w.position.Generation
-	return before == "" || before != next && (before == w.lostGeneration || !later(next, before))
+	return before == "" || before != next && !later(next, before)
 }
 
 // underWay reports that a VM has the job, or is about to.

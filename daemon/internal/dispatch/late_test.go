@@ -2,6 +2,7 @@ package dispatch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -171,4 +172,38 @@ func TestGivenUpAndCancelled(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What was said before is gone, and the VM is slow to tell it again: a job
+// that is sent meanwhile is none of those whose answer can be among it, though
+// the hello comes in front of its answer.
+func TestSentBeforeTheRepetition(t *testing.T) {
+	b := newBench(t)
+	b.cfg.Gone = errors.New("gone")
+	b.cfg.AnswerTimeout = time.Hour
+	vm := newLate(b.vm, pipe.KindRepeat, func(h pipe.Header) bool { return h.Kind == pipe.KindJob })
+	d := New(b.cfg, b.unsettled())
+	d.Add(vm)
+	stop := b.start(d)
+	defer stop()
+	b.wait("hello", func() bool { return b.vm.stored().Offset > 0 })
+	p, err := d.Position(t.Context(), "vm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Damaged(t.Context(), "vm", p, fmt.Errorf("read the events: %w", b.cfg.Gone)); err != nil {
+		t.Fatal(err)
+	}
+	<-vm.came
+	b.skew.Add(int64(b.cfg.AnswerTimeout)) // unanswered, it lets others pass
+	id := b.add2(d, "hello")
+	if j := b.settled(id); j.State != job.Done || j.Attempt != 1 {
+		t.Errorf("%s after %d attempts, story %v", j.State, j.Attempt, story(j))
+	}
+	b.set(func(m *machine) {
+		if len(m.repeats) != 1 {
+			t.Errorf("repeated at %v: nothing is tested", m.repeats)
+		}
+	})
+	b.onlyOnce()
 }

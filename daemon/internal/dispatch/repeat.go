@@ -39,7 +39,9 @@ func (d *Dispatcher) Damaged(ctx context.Context, builder string, place pipe.Pos
 		log := d.cfg.Log.With(zap.String("builder", builder), zap.String("generation", string(place.Generation)),
 			zap.Int64("offset", place.Offset), zap.Error(reason))
 		if d.cfg.Gone != nil && errors.Is(reason, d.cfg.Gone) {
-			w.lostGeneration = place.Generation
+			for _, f := range d.order {
+				f.unread = f.unread || f.job.Builder == builder
+			}
 		}
 		switch {
 		case w.foreign(d.cfg.Owner):

@@ -50,8 +50,6 @@ type worker struct {
 	caughtUp bool                 // all that it had said before we started is read
 	missing  map[pipe.JobRef]bool // job.Checkpoint.Missing
 
-	lostGeneration pipe.Generation // what it said is not there any more, though it was not read
-
 	repeat   *repeat // what it has to be asked to tell again; nil: nothing
 	repeats  int     // in a row
 	asked    bool    // for the sake of records that come from a copy
@@ -272,7 +270,7 @@ func (d *Dispatcher) sendJob(ctx, work context.Context, w *worker, f *flight) er
 	if f.job.Inputs != nil {
 		h.Inputs = f.job.Inputs.SHA256
 	}
-	f.sent = true
+	f.sent, f.unread = true, false
 	return d.send(work, w, h, body)
 }
 
