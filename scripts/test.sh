@@ -45,7 +45,8 @@ end_to_end() {
   start=$(date +%s)
   say "==> End-to-end test"
   # Two at a time: each waits more than it computes.
-  go_e2e -p 2 -timeout 25m ./e2e/... 2>&1 </dev/null | tee "$LOGS/e2e.log" || rc=$?
+  # The naive loop, which breaks what is promised, is part of make test-long.
+  go_e2e -p 2 -timeout 25m -skip '^TestNaiveLoopBreaks$' ./e2e/... 2>&1 </dev/null | tee "$LOGS/e2e.log" || rc=$?
   if [ "$rc" -eq 0 ]; then
     printf 'e2e\t%s\tok\n' $(($(date +%s) - start)) >>"$LOGS/times"
   else
