@@ -231,8 +231,9 @@ func TestPersonWritesPipeIn(t *testing.T) {
 func TestRejectedDrop(t *testing.T) {
 	p := installation
 	p.Drop(t, "notes.txt", "not a job")
-	harness.Eventually(t, harness.StepTimeout, "message beside the rejected drop", func() bool {
-		_, err := os.Stat(p.Jobs("rejected", "notes.txt.txt"))
+	// The message comes first, so that there is no moment without it.
+	harness.Eventually(t, harness.StepTimeout, "rejected drop", func() bool {
+		_, err := os.Stat(p.Jobs("rejected", "notes.txt"))
 		return err == nil
 	})
 	message, err := os.ReadFile(p.Jobs("rejected", "notes.txt.txt"))
