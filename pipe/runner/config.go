@@ -73,6 +73,7 @@ type Config struct {
 	clean time.Duration // between looks for old uploads; 0 is cleanEvery
 
 	nixPatience time.Duration // for nix-daemon's answer; 0 is nixPatience
+	nixFirst    time.Duration // the same at the start; 0 is nixFirst
 	nixEvery    time.Duration // between looks at a Nix that is broken; 0 is nixEvery
 
 	// fault stands in for a disk that fails; tests set it.

@@ -31,6 +31,8 @@ const (
 	// nixPatience bounds the wait for the daemon: the first connection starts
 	// it, which takes seconds in a VM without KVM.
 	nixPatience = 30 * time.Second
+	// nixFirst bounds it at the runner's start, which all else waits for.
+	nixFirst = 3 * time.Second
 	// nixEvery is how often a Nix that is broken is looked at again: a full disk
 	// can be all that ails it, and jobs wait.
 	nixEvery = 10 * time.Second
@@ -88,11 +90,11 @@ func greetNix(conn net.Conn) error {
 }
 
 // lookAtNix notes whether this VM's Nix works, for hello.
-func (r *Runner) lookAtNix(ctx context.Context) string {
+func (r *Runner) lookAtNix(ctx context.Context, patience time.Duration) string {
 	if r.cfg.NixSocket == "" {
 		return ""
 	}
-	err := checkNix(ctx, r.cfg.NixSocket, cmp.Or(r.cfg.nixPatience, nixPatience))
+	err := checkNix(ctx, r.cfg.NixSocket, patience)
 	if err == nil || ctx.Err() != nil {
 		return ""
 	}
@@ -100,30 +102,37 @@ func (r *Runner) lookAtNix(ctx context.Context) string {
 }
 
 // awaitNix looks at a Nix that is broken until it works, and says hello anew
-// then.
+// whenever that has changed. The first look had little time, so another follows
+// at once.
 func (r *Runner) awaitNix(ctx context.Context, said string) {
 	for said != "" {
+		now := r.lookAtNix(ctx, cmp.Or(r.cfg.nixPatience, nixPatience))
+		if ctx.Err() != nil {
+			return
+		}
+		if now != said && r.sayNix(ctx, now) {
+			said = now
+		}
+		if said == "" {
+			return
+		}
 		select {
 		case <-time.After(cmp.Or(r.cfg.nixEvery, nixEvery)):
 		case <-ctx.Done():
 			return
 		}
-		now := r.lookAtNix(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		if now == said {
-			continue
-		}
-		r.logf("%s", cmp.Or(now, "Nix works"))
-		err := r.call(ctx, func() error {
-			r.unfit = now
-			return r.say(pipe.Event{Type: pipe.TypeHello, Hello: r.hello()}, true)
-		})
-		if err != nil {
-			r.logf("%v", err)
-			continue // and said again
-		}
-		said = now
 	}
+}
+
+// sayNix says hello anew, and reports whether it is said.
+func (r *Runner) sayNix(ctx context.Context, unfit string) bool {
+	r.logf("%s", cmp.Or(unfit, "Nix works"))
+	err := r.call(ctx, func() error {
+		r.unfit = unfit
+		return r.say(pipe.Event{Type: pipe.TypeHello, Hello: r.hello()}, true)
+	})
+	if err != nil {
+		r.logf("%v", err)
+	}
+	return err == nil
 }

@@ -159,10 +159,32 @@ func TestHelloTellsThatNixIsBroken(t *testing.T) {
 	}
 }
 
+// A Nix that takes its time holds up no start: that it works is told when it does.
+func TestSlowNixHoldsUpNoStart(t *testing.T) {
+	answer := make(chan struct{})
+	release := sync.OnceFunc(func() { close(answer) })
+	defer release()
+	s := newNixServer(t, func(conn net.Conn) {
+		<-answer
+		_ = answerNix(conn) // the first one has left
+	})
+	m := newMachine(t)
+	m.cfg.NixSocket, m.cfg.nixFirst, m.cfg.nixPatience, m.cfg.nixEvery = s.socket, 10*time.Millisecond, 2*patience, 2*patience
+	m.start()
+	if first := m.events()[0].Hello; first == nil || first.Unfit == "" {
+		t.Errorf("the first hello is %+v", first)
+	}
+	release()
+	if second := m.await("another hello", 2, ofType(pipe.TypeHello)).Hello; second.Unfit != "" {
+		t.Errorf("then it says %+v", second)
+	}
+}
+
 // It can be stopped while it waits for Nix.
 func TestStoppedWhileNixHangs(t *testing.T) {
 	m := newMachine(t)
-	m.cfg.NixSocket, m.cfg.nixPatience, m.cfg.nixEvery = newNixServer(t, nixHangs).socket, time.Millisecond, time.Millisecond
+	m.cfg.NixSocket, m.cfg.nixEvery = newNixServer(t, nixHangs).socket, time.Millisecond
+	m.cfg.nixFirst, m.cfg.nixPatience = time.Millisecond, time.Millisecond
 	m.start()
 	m.stop()
 }

@@ -107,7 +107,7 @@ func (r *Runner) Run(ctx context.Context) error {
 
 // start takes up what the last runner left.
 func (r *Runner) start(ctx context.Context) error {
-	if r.unfit = r.lookAtNix(ctx); r.unfit != "" {
+	if r.unfit = r.lookAtNix(ctx, cmp.Or(r.cfg.nixFirst, nixFirst)); r.unfit != "" {
 		r.logf("%s", r.unfit)
 	}
 	jobs, err := r.spool.load(r.logf)
