@@ -223,8 +223,8 @@ func TestCancelIsRefusedOnceEnded(t *testing.T) {
 	}
 	j = b.settled(id)
 	want := []job.Event{job.Created, job.Claimed, job.Accepted, job.Finished, job.RetryAsked, job.PublishedDone}
-	if diff := cmp.Diff(want, story(j)); diff != "" || b.vm.runs["job/"+string(id)+"/1"] != 1 {
-		t.Errorf("runs %v, story (-want +got):\n%s", b.vm.runs, diff)
+	if diff := cmp.Diff(want, story(j)); diff != "" || b.vm.ran()["job/"+string(id)+"/1"] != 1 {
+		t.Errorf("runs %v, story (-want +got):\n%s", b.vm.ran(), diff)
 	}
 	b.wait("end of the flight", func() bool {
 		_, err := d.Cancel(t.Context(), id, "")
@@ -356,8 +356,8 @@ func TestCancelThenRefused(t *testing.T) {
 			b.cancel(d, id)
 			b.skew.Store(int64(2 * time.Hour))
 			b.until(id, "cancelled", func(j job.Job) bool { return j.State == job.Cancelled })
-			if len(b.vm.runs) > 0 {
-				t.Errorf("ran: %v", b.vm.runs)
+			if len(b.vm.ran()) > 0 {
+				t.Errorf("ran: %v", b.vm.ran())
 			}
 		})
 	}

@@ -149,6 +149,20 @@ func (m *machine) hello() {
 	m.say(pipe.Event{Type: pipe.TypeHello, Hello: h})
 }
 
+// ran returns how often each attempt ran.
+func (m *machine) ran() map[string]int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return maps.Clone(m.runs)
+}
+
+// forgot reports whether the machine was told that it may forget an attempt.
+func (m *machine) forgot(key string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.forgotten[key]
+}
+
 func (m *machine) Send(_ context.Context, data []byte) error {
 	r, err := pipe.Parse(data)
 	if err != nil {
@@ -543,7 +557,7 @@ func TestOneJob(t *testing.T) {
 	if got := b.logs[id]; got != "first\nend\n" {
 		t.Errorf("build.log: %q", got)
 	}
-	if !b.vm.forgotten["job/"+string(id)+"/1"] {
+	if !b.vm.forgot("job/" + string(id) + "/1") {
 		t.Error("the VM was not told that it may forget the job")
 	}
 }
@@ -579,7 +593,7 @@ func TestUnansweredIsWrittenAgain(t *testing.T) {
 	_, stop := b.run()
 	defer stop()
 	b.settled(id)
-	if n := b.vm.runs["job/"+string(id)+"/1"]; n != 1 {
+	if n := b.vm.ran()["job/"+string(id)+"/1"]; n != 1 {
 		t.Errorf("ran %d times", n)
 	}
 }
@@ -672,7 +686,7 @@ func TestInterrupted(t *testing.T) {
 			if diff := cmp.Diff(log, b.logs[id]); diff != "" {
 				t.Errorf("build.log (-want +got):\n%s", diff)
 			}
-			for key, n := range b.vm.runs {
+			for key, n := range b.vm.ran() {
 				if n != 1 {
 					t.Errorf("%s ran %d times", key, n)
 				}
@@ -793,8 +807,8 @@ func TestStopsAtRandom(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if j.State != job.Done || b.vm.runs["job/"+string(id)+"/1"] != 1 || j.Attempt != 1 {
-					t.Errorf("%s: %s, attempt %d, runs %v", id, j.State, j.Attempt, b.vm.runs)
+				if j.State != job.Done || b.vm.ran()["job/"+string(id)+"/1"] != 1 || j.Attempt != 1 {
+					t.Errorf("%s: %s, attempt %d, runs %v", id, j.State, j.Attempt, b.vm.ran())
 				}
 				if b.logs[id] != "first\nend\n" {
 					t.Errorf("%s: log %q", id, b.logs[id])
@@ -894,8 +908,8 @@ func TestAcceptedAfterARefusal(t *testing.T) {
 	b.vm.say(pipe.Event{Type: pipe.TypeAccepted, Accepted: &pipe.Accepted{Request: key}})
 	b.vm.start(string(id), 1)
 	b.vm.mu.Unlock()
-	if j := b.settled(id); j.State != job.Done || j.Attempt != 1 || b.vm.runs[key] != 1 {
-		t.Errorf("%s after %d attempts, runs %v", j.State, j.Attempt, b.vm.runs)
+	if j := b.settled(id); j.State != job.Done || j.Attempt != 1 || b.vm.ran()[key] != 1 {
+		t.Errorf("%s after %d attempts, runs %v", j.State, j.Attempt, b.vm.ran())
 	}
 }
 

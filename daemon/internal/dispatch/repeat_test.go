@@ -336,8 +336,8 @@ func TestCheckpointLost(t *testing.T) {
 				})
 				defer stop()
 				j := b.settled(id)
-				if j.State != job.Done || j.Attempt != 1 || b.logs[id] != "first\nend\n" || len(b.vm.runs) != 1 {
-					t.Errorf("%s after %d attempts, runs %v, log %q", j.State, j.Attempt, b.vm.runs, b.logs[id])
+				if j.State != job.Done || j.Attempt != 1 || b.logs[id] != "first\nend\n" || len(b.vm.ran()) != 1 {
+					t.Errorf("%s after %d attempts, runs %v, log %q", j.State, j.Attempt, b.vm.ran(), b.logs[id])
 				}
 			})
 		}
@@ -394,8 +394,8 @@ func TestCheckpointLostAfterARefusal(t *testing.T) {
 				b.running(id)
 				b.set(func(m *machine) { m.end(string(id), tt.want) })
 				j := b.settled(id)
-				if j.State != job.Done || j.Attempt != tt.want || len(b.vm.runs) != 1 {
-					t.Errorf("%s after %d attempts, runs %v, story %v", j.State, j.Attempt, b.vm.runs, story(j))
+				if j.State != job.Done || j.Attempt != tt.want || len(b.vm.ran()) != 1 {
+					t.Errorf("%s after %d attempts, runs %v, story %v", j.State, j.Attempt, b.vm.ran(), story(j))
 				}
 				b.onlyOnce()
 			})
@@ -625,7 +625,9 @@ func TestTakenOver(t *testing.T) {
 	}
 	b.set(func(m *machine) { m.end(string(id), 1) })
 	b.until(id, "done", func(j job.Job) bool { return j.State == job.Done })
-	if b.vm.owner != "somebody" || b.vm.forgotten["job/"+string(id)+"/1"] {
+	owner := ""
+	b.set(func(m *machine) { owner = m.owner })
+	if owner != "somebody" || b.vm.forgot("job/"+string(id)+"/1") {
 		t.Error("it wrote to a VM that is not its own any more")
 	}
 	if !slices.Contains(story(j), job.Deferred) {
