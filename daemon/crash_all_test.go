@@ -13,4 +13,5 @@ const (
 	pairs      = math.MaxInt
 	again      = 500
 	sampling   = 100 * time.Hour
+	atOnce     = 12 // rounds at a time: they wait more than they work
 )

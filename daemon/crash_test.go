@@ -614,9 +614,6 @@ func buildProgram(t *testing.T) string {
 	return name
 }
 
-// So many rounds are under way at a time: they wait more than they work.
-const atOnce = 4
-
 // tooMany failures end a test: the others would say the same.
 const tooMany = 5
 

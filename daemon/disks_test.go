@@ -15,7 +15,7 @@ import (
 	"osbuilder/daemon/internal/config"
 	"osbuilder/daemon/internal/disk"
 	"osbuilder/daemon/internal/hint"
-	"osbuilder/daemon/internal/testenv"
+	"osbuilder/internal/testenv"
 )
 
 // smallDisk puts a file system of so many bytes at dir.

@@ -12,6 +12,7 @@ import (
 // What keeps a VM from answering is told by the containers themselves: here
 // QEMU's has no image, then one that does not boot. No VM is booted.
 func TestAnImageThatDoesNotBootIsSaid(t *testing.T) {
+	t.Parallel() // it has an installation of its own
 	p, err := harness.New(t.Context())
 	if err != nil {
 		t.Fatal(err)

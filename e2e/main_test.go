@@ -17,7 +17,10 @@ import (
 	"osbuilder/e2e/internal/harness"
 )
 
-var installation *harness.Project
+var (
+	installation *harness.Project
+	storage      string // the disk beneath its VM's; empty: it has none of its own
+)
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
@@ -39,6 +42,12 @@ func run(m *testing.M) (code int) {
 			code = max(code, 1)
 		}
 	}()
+	if os.Getuid() == 0 {
+		if storage, err = p.StorageDisk(ctx, 8<<30); err != nil {
+			fmt.Fprintln(os.Stderr, "e2e:", err)
+			return 1
+		}
+	}
 	if err := p.Up(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		return 1

@@ -21,13 +21,13 @@ note_others() {
 
 # remove_leftovers: for a test that was ended before it could tidy up.
 remove_leftovers() {
-  local project
+  local project dir
   [ -f "$OWN/test.env" ] || return 0
   for project in $(installations || true); do
     if printf '%s\n' "$OTHERS" | grep -qxF "$project"; then continue; fi
     compose -p "$project" down --volumes --timeout 5 >>"$LOGS/test-down.log" 2>&1 || true
-    # The chaos test's output/ is a file system of its own.
-    umount "${TMPDIR:-/tmp}/$project/output" 2>/dev/null || true
+    # Some folders are file systems of their own: see Disk in the harness.
+    for dir in output storage; do umount "${TMPDIR:-/tmp}/$project/$dir" 2>/dev/null || true; done
     # The test names the project after its folder.
     case $project in osbuilder-e2e-*[!0-9]* | osbuilder-e2e-) ;; *) rm -rf "${TMPDIR:-/tmp}/$project" 2>/dev/null || true ;; esac
   done

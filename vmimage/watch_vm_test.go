@@ -69,6 +69,8 @@ func TestWatchVM(t *testing.T) {
 		{"", "3999999", "", ""},                    // another has the monitor
 		{stopped, "3999999", still, paused},
 		{stopped, "3999999", "", paused}, // said once
+		{"", "3999999", "", paused},      // another has the monitor: nothing is known
+		{stopped, "3999999", "", paused},
 		{stopped, "1073741824", "qemu: the host has 1024 MiB free again: the VM goes on\n", "running\n"},
 		{running, "1073741824", "", "running\n"},
 		{stopped, "3999999", still, paused},   // and again

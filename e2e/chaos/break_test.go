@@ -6,11 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
+	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"osbuilder/e2e/internal/harness"
 )
 
 // inject makes a fault happen, and ends it.
@@ -40,7 +40,8 @@ func (m *machine) breakIt(ctx context.Context, f Fault, done *Injected) error {
 	case PowerOffVM:
 		return kill(ctx, m.vm)
 	case ResetVM:
-		return m.monitor(ctx, "system_reset")
+		_, err := m.monitor(ctx, "system_reset")
+		return err
 	case KillRunner:
 		return bash("if [ -e /data/chaos/naive ]; then systemctl kill --signal=KILL chaos-naive; else systemctl kill --kill-whom=main --signal=KILL pipe-runner; fi || true")
 	case KillSSHD:
@@ -57,6 +58,8 @@ func (m *machine) breakIt(ctx context.Context, f Fault, done *Injected) error {
 		return err
 	case FillOutput:
 		return m.fillOutput(ctx, f.For)
+	case FillHost:
+		return m.fillHost(ctx, f.For)
 	case FillData:
 		if err := bash(fillData(f)); err != nil {
 			return err
@@ -101,25 +104,58 @@ func (m *machine) fillOutput(ctx context.Context, d time.Duration) error {
 	if os.Getuid() != 0 {
 		return nil // it has no disk of its own
 	}
-	path := m.p.Output(".ballast")
-	f, err := os.Create(path)
+	free, err := harness.Fill(ctx, m.p.Output())
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	// What is written beside it makes the first sizes miss.
-	for size, at := int64(1<<30), int64(0); size >= 4096; {
-		if err := unix.Fallocate(int(f.Fd()), 0, at, size); err != nil {
-			size /= 2
-			continue
-		}
-		at += size
-	}
 	pause(ctx, d)
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	return free()
+}
+
+// fillHost takes all room of the disk beneath the VM's, until QEMU stands
+// still, and then for d: when there is room again it must go on by itself.
+func (m *machine) fillHost(ctx context.Context, d time.Duration) error {
+	if m.storage == "" {
+		return nil
+	}
+	// What the VM once used and uses no more, the host still holds: there it could write without asking for room.
+	if _, err := m.agent(ctx, "fstrim /data"); err != nil {
 		return err
 	}
-	return nil
+	free, err := harness.Fill(ctx, m.storage)
+	if err != nil {
+		return err
+	}
+	// Jobs may do with what the disk has; this doesn't. Its answer comes when the VM goes on, or not at all.
+	stirred := make(chan struct{})
+	go func() {
+		defer close(stirred)
+		_, _ = m.askAgent(ctx, "dd if=/dev/urandom of=/data/chaos/stir bs=1M count=64 conv=fsync status=none; rm -f /data/chaos/stir", 120)
+	}()
+	err = m.status(ctx, "paused (io-error)")
+	if err == nil {
+		pause(ctx, d)
+	}
+	if err = errors.Join(err, free()); err == nil {
+		err = m.status(ctx, "running")
+	}
+	<-stirred
+	return err
+}
+
+// status waits until QEMU says so of the VM.
+func (m *machine) status(ctx context.Context, want string) error {
+	ctx, cancel := context.WithTimeout(ctx, harness.StepTimeout)
+	defer cancel()
+	for {
+		out, err := m.monitor(ctx, "info status")
+		if err == nil && strings.Contains(out, want) {
+			return nil
+		}
+		if pause(ctx, time.Second); ctx.Err() != nil {
+			return fmt.Errorf("the VM is not %q within %s: %w: %s", want, harness.StepTimeout, err, out)
+		}
+	}
 }
 
 // pause waits for d, or for ctx.

@@ -43,7 +43,7 @@ func run(m *testing.M) (code int) {
 			if code != 0 {
 				machine.p.Explain(ctx)
 			}
-			if err := machine.remove(ctx); err != nil {
+			if err := machine.p.Remove(ctx); err != nil {
 				fmt.Fprintln(os.Stderr, "chaos: remove the installation:", err)
 				code = max(code, 1)
 			}
@@ -197,7 +197,11 @@ func look(t *testing.T, m *machine) *lookout {
 // drop drops a job.
 func (l *lookout) drop(j Job) {
 	l.t.Helper()
-	l.m.p.Drop(l.t, j.Name+".sh", j.Script())
+	if j.Kind == Folder {
+		l.m.p.DropFolder(l.t, j.Name, j.Files())
+	} else {
+		l.m.p.Drop(l.t, j.Name+".sh", j.Script())
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.o.Jobs = append(l.o.Jobs, Seen{Job: j, Dropped: time.Now()})

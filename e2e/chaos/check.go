@@ -68,6 +68,7 @@ const (
 	LogDiffers         Wrong = "build.log differs"
 	UnexplainedCut     Wrong = "a cut that no fault explains"
 	ImageDamaged       Wrong = "image damaged"
+	InputsDamaged      Wrong = "inputs damaged"
 	HalfVisible        Wrong = "half an outcome visible"
 	LeftInInbox        Wrong = "left in the inbox"
 )
@@ -96,6 +97,7 @@ type Report struct {
 	LostBytes  int // at the cuts of last attempts
 	Images     int // whole
 	ImageBytes int64
+	Folders    int // whose inputs arrived whole
 }
 
 func (r *Report) violate(job string, wrong Wrong, format string, args ...any) {
@@ -156,6 +158,10 @@ func checkJob(r *Report, o Observed, s Seen, times map[Execution]int) {
 		}
 		full := o.during(s, func(b Break) bool { return b == FillData }) > 0
 		expected := checkStatus(r, s.Job, out, deaths, full)
+		if s.Job.Kind == Folder {
+			checkFolder(r, s.Job, out, deaths+unstarted, expected)
+			continue
+		}
 		if expected && times[Execution{Job: out.ID, Attempt: out.Attempts}] == 0 {
 			r.violate(name, NotExecuted, "%s after %d attempts, the last of which never ran", out.Status, out.Attempts)
 		}
@@ -197,12 +203,13 @@ func checkStatus(r *Report, j Job, out Outcome, deaths int, full bool) bool {
 	switch {
 	case j.Kind == Timeout && out.Status == "timeout",
 		j.Kind != Timeout && j.Exit == 0 && out.Status == "succeeded",
-		j.Exit != 0 && out.Status == "failed" && code == j.Exit:
+		j.Kind != Folder && j.Exit != 0 && out.Status == "failed" && code == j.Exit,
+		j.Kind == Folder && out.Status == "failed" && code == j.Exit && strings.Contains(out.Log, folderError):
 		return true
 	case j.Kind == Cancel && (out.Status == "cancelled" || out.Status == "timeout"):
 		// Wherever it was; and a wish that was late by a VM's reset meets one that was too long.
 	case out.Status == "interrupted" && out.Attempts == maxAttempts && deaths >= maxAttempts:
-	case out.Status == "failed" && full && (code >= exitNotCounted && code <= exitNoImage || strings.Contains(out.Reason, "No space left")):
+	case out.Status == "failed" && full && (code >= exitNotCounted && code <= exitNoImage || strings.Contains(strings.ToLower(out.Reason), "no space left")):
 		r.DiskFull++
 	default:
 		r.violate(j.Name, WrongOutcome, "a %s job with exit %d: %s, exit code %d, reason %q, log ends %q",
@@ -321,6 +328,23 @@ func (l *logReader) begin(j Job, next, last string) {
 		return
 	}
 	*l = logReader{attempt: n, want: j.Output(n), cuts: l.cuts}
+}
+
+// checkFolder wants an error that names what was dropped. Nix does not run what
+// could count itself.
+func checkFolder(r *Report, j Job, out Outcome, cuts int, expected bool) {
+	switch whole := strings.Contains(out.Log, folderError+hexSum(j.data(""))); {
+	case expected && whole:
+		r.Folders++
+	case expected:
+		r.violate(j.Name, InputsDamaged, "of %s: the log ends %q", out.ID, tail(out.Log))
+	}
+	if strings.Contains(out.Log, "[osbuilder: ") && cuts == 0 {
+		r.violate(j.Name, UnexplainedCut, "though the VM never died under it")
+	}
+	if len(out.Files) > 0 {
+		r.violate(j.Name, ImageDamaged, "of %s there is %v, and it failed", out.ID, out.Files)
+	}
 }
 
 // checkImage wants what the job made, if it succeeded, and nothing else.

@@ -1,6 +1,7 @@
 package chaos
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"os/exec"
 	"path/filepath"
@@ -66,6 +67,18 @@ func TestCheckAcceptsWhatIsPromised(t *testing.T) {
 	o.Faults[1].Break, o.Executions = KillRunner, o.Executions[1:]
 	if r := Check(o); len(r.Violations) > 0 || r.Cuts != 1 {
 		t.Errorf("an attempt that never began: %+v", r)
+	}
+
+	// A folder can't count itself; its error tells what arrived.
+	o = folder()
+	if r := Check(o); len(r.Violations) > 0 || r.Folders != 1 || r.Outcomes["failed"] != 1 {
+		t.Errorf("a folder: %+v", r)
+	}
+	out = &o.Jobs[0].Outcomes[0]
+	out.Log, out.Reason = "", "no space left on the builder VM's data disk"
+	o.Faults[1].Break, out.Attempts = FillData, 1
+	if r := Check(o); len(r.Violations) > 0 || r.DiskFull != 1 || r.Folders != 0 {
+		t.Errorf("a folder on a full disk: %+v", r)
 	}
 
 	// A full disk is no fault of the job's, nor of the builder's.
@@ -136,6 +149,41 @@ func TestCheckFinds(t *testing.T) {
 	}
 }
 
+// folder is a run of one folder, whose VM died under it once.
+func folder() Observed {
+	o := one()
+	s := &o.Jobs[0]
+	s.Job = Job{Name: "a", Kind: Folder, Size: 1000, Exit: failedFolder}
+	code := failedFolder
+	sum := sha256.Sum256(s.Job.Files()["data"])
+	s.Outcomes[0] = Outcome{
+		ID: "id", Status: "failed", ExitCode: &code, Attempts: 2, Reason: "evaluation",
+		Log: fmt.Sprintf("reading\n[osbuilder: attempt 2 begins, attempt 1 did not end]\nerror: %s%x\n", folderError, sum),
+	}
+	o.Executions = nil
+	return o
+}
+
+// So is each promise about a folder.
+func TestCheckFindsInFolder(t *testing.T) {
+	for name, tc := range map[string]struct {
+		break1 func(o *Observed, out *Outcome)
+		want   Wrong
+	}{
+		"other data":   {func(_ *Observed, out *Outcome) { out.Log = folderError + hexSum(nil) }, InputsDamaged},
+		"other error":  {func(_ *Observed, out *Outcome) { out.Log = "it is late" }, WrongOutcome},
+		"no room left": {func(_ *Observed, out *Outcome) { out.Log, out.Reason = "", "no space left" }, WrongOutcome},
+		"no death":     {func(o *Observed, _ *Outcome) { o.Faults = o.Faults[:1] }, UnexplainedCut},
+		"files":        {func(_ *Observed, out *Outcome) { out.Files = map[string]string{"x": "y"} }, ImageDamaged},
+	} {
+		o := folder()
+		tc.break1(&o, &o.Jobs[0].Outcomes[0])
+		if r := Check(o); !r.has(tc.want) {
+			t.Errorf("%s: %+v", name, r)
+		}
+	}
+}
+
 func firstLine(s string) string { return s[:strings.IndexByte(s, '\n')+1] }
 
 func line(attempt, n int) string {
@@ -162,6 +210,9 @@ func TestPlan(t *testing.T) {
 				if f.Break.ofVM() {
 					deaths++
 				}
+			}
+			if kinds[Folder] < 1 {
+				t.Errorf("seed %d, %d jobs: no folder", seed, jobs)
 			}
 			if kinds[Timeout] < 1 || kinds[Timeout] > 1+jobs/50 {
 				t.Errorf("seed %d: %d jobs that run into their limit", seed, kinds[Timeout])

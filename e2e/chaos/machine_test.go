@@ -28,12 +28,18 @@ func command(ctx context.Context, name string, args ...string) (string, error) {
 	return string(out), nil
 }
 
-// bootISO makes, in dir, a copy of the product's boot image with one thing
-// more in its initramfs: the agent, and what systemd needs to start it. The
-// product's file system image is in it as it is.
+// nixpkgs is where the VM has what stands in for nixpkgs.
+const nixpkgs = "/usr/lib/chaos/nixpkgs"
+
+// bootISO makes, in dir, a copy of the product's boot image with more in its
+// initramfs: the agent, what systemd needs to start it, and the stand-in for
+// nixpkgs. The product's file system image is in it as it is.
 func bootISO(ctx context.Context, p *harness.Project, dir string) (string, error) {
 	overlay := filepath.Join(dir, "overlay")
 	if err := os.CopyFS(overlay, os.DirFS(filepath.Join(p.Root, "e2e", "chaos", "vm"))); err != nil {
+		return "", err
+	}
+	if err := os.CopyFS(filepath.Join(overlay, nixpkgs), os.DirFS(filepath.Join(p.Root, "testdata", "fakenixpkgs"))); err != nil {
 		return "", err
 	}
 	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(overlay, "usr/lib/chaos/agent"), "./e2e/chaos/agent")
@@ -86,12 +92,17 @@ type machine struct {
 	p           *harness.Project
 	vm, sidecar string // containers
 	network     string
+	storage     string // the disk beneath the VM's; empty: it has none of its own
 }
+
+// storageSize is that of the disk beneath the VM's, whose own is larger, and
+// mostly holes. To go on after it was full takes 512 MiB: see watch-vm.sh.
+const storageSize = 8 << 30
 
 // newMachine makes an installation whose VM has the agent, on an output disk
 // of its own.
 func newMachine(ctx context.Context, size int64) (*machine, error) {
-	p, err := harness.New(ctx, "KVM=N", "SLOTS=4", "LOG_LEVEL=info", "MIN_FREE=1M", fmt.Sprintf("JOB_TIMEOUT=%s", jobTimeout()))
+	p, err := harness.New(ctx, "KVM=N", "SLOTS=4", "LOG_LEVEL=info", "MIN_FREE=1M", "NIXPKGS="+nixpkgs, fmt.Sprintf("JOB_TIMEOUT=%s", jobTimeout()))
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +135,10 @@ func (m *machine) prepare(ctx context.Context, size int64) error {
 	}
 	m.p.Env = append(m.p.Env, "BOOT_ISO="+iso)
 	if os.Getuid() == 0 {
-		if _, err := command(ctx, "mount", "-t", "tmpfs", "-o", fmt.Sprintf("size=%d,mode=0755", size), "chaos", m.p.Output()); err != nil {
+		if _, err := m.p.Disk(ctx, "output", size); err != nil {
+			return err
+		}
+		if m.storage, err = m.p.StorageDisk(ctx, storageSize); err != nil {
 			return err
 		}
 	}
@@ -149,35 +163,9 @@ func (m *machine) prepare(ctx context.Context, size int64) error {
 	if arguments == "" {
 		return errors.New("compose config: the VM has no ARGUMENTS")
 	}
-	override, err := json.Marshal(map[string]any{"services": map[string]any{"vm": map[string]any{"environment": map[string]string{
+	return m.p.Override(map[string]any{"services": map[string]any{"vm": map[string]any{"environment": map[string]string{
 		"ARGUMENTS": arguments + " -chardev socket,id=agent,path=" + agentSocket + ",server=on,wait=off -serial chardev:agent",
 	}}}})
-	if err != nil {
-		return err
-	}
-	path := filepath.Join(m.p.Dir, "chaos.json")
-	if err := os.WriteFile(path, override, 0o644); err != nil {
-		return err
-	}
-	files, err := m.p.ComposeFiles()
-	if err != nil {
-		return err
-	}
-	// Not by COMPOSE_FILE, which the sidecar reads too: it sees none of this.
-	for _, file := range append(files, path) {
-		m.p.ComposeCommand = append(m.p.ComposeCommand, "--file", file)
-	}
-	return nil
-}
-
-// remove leaves nothing behind.
-func (m *machine) remove(ctx context.Context) error {
-	_, downErr := m.p.Compose(ctx, "down", "--volumes", "--remove-orphans", "--timeout", "20")
-	var umountErr error
-	if os.Getuid() == 0 {
-		_, umountErr = command(ctx, "umount", m.p.Output())
-	}
-	return errors.Join(downErr, umountErr, m.p.Remove(ctx))
 }
 
 // In the VM's container.
@@ -258,10 +246,10 @@ func (m *machine) askAgent(ctx context.Context, bash string, seconds int) (strin
 	return "", errors.Join(errors.New("the agent's port was closed"), lines.Err())
 }
 
-// monitor gives QEMU a command.
-func (m *machine) monitor(ctx context.Context, line string) error {
-	_, err := command(ctx, "docker", "exec", m.vm, "bash", "-c", fmt.Sprintf("echo %s | socat -T 2 - UNIX-CONNECT:%s", line, monitorSocket))
-	return err
+// monitor gives QEMU a command, and returns what it says. It has one listener
+// at a time, and watch-vm.sh is one too: none stays long.
+func (m *machine) monitor(ctx context.Context, line string) (string, error) {
+	return command(ctx, "docker", "exec", m.vm, "bash", "-c", fmt.Sprintf("echo %s | socat -t 0.3 -T 2 - UNIX-CONNECT:%s", line, monitorSocket))
 }
 
 // executions reads what the jobs said of themselves in the VM.

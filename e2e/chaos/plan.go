@@ -14,6 +14,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 )
@@ -30,6 +31,7 @@ const (
 	Image   Kind = "image"   // ships a file of several MiB
 	Timeout Kind = "timeout" // never ends by itself
 	Cancel  Kind = "cancel"  // somebody has it cancelled, before or while it runs
+	Folder  Kind = "folder"  // a configuration's, that Nix evaluates: its error names what arrived in the VM
 )
 
 // What a job's script exits with when it could not do its part: count itself,
@@ -50,13 +52,28 @@ type Job struct {
 	Lines int
 	Pause time.Duration // after each line
 	Exit  int           // its script's, if nothing comes between
-	Size  int64         // of its image, bytes; 0 is none
+	Size  int64         // of its image, or of the data in the folder, bytes; 0 is none
 	// Cancel is how long after its drop somebody wants it cancelled; 0 is never.
 	Cancel time.Duration
 }
 
 // imageName is what an image is called.
 const imageName = "image.bin"
+
+// Files are what the folder of a Folder has in it. It has to be uploaded to the
+// VM whole to fail as it should.
+func (j Job) Files() map[string][]byte {
+	return map[string][]byte{
+		"configuration.nix": []byte("{ ... }:\nthrow \"" + folderError + "${builtins.hashFile \"sha256\" ./data}\"\n"),
+		"data":              j.data(""),
+	}
+}
+
+// folderError begins what Nix says of a Folder; the digest of the data follows.
+const folderError = "chaos: the data is "
+
+// failedFolder is the exit code of a job that Nix could not evaluate.
+const failedFolder = 1
 
 // Script is the drop. It says first of all that it runs, and goes on only
 // when that is on the VM's disk.
@@ -97,9 +114,15 @@ func (j Job) Output(attempt int) string {
 }
 
 // ImageDigest is the SHA-256 of what the job ships.
-func (j Job) ImageDigest(id string) string {
+func (j Job) ImageDigest(id string) string { return hexSum(j.data(id)) }
+
+// data is as many bytes as the job's size says, and no other job's.
+func (j Job) data(id string) []byte {
 	line := []byte(j.Name + " " + id + "\n")
-	data := bytes.Repeat(line, int(j.Size)/len(line)+1)[:j.Size]
+	return bytes.Repeat(line, int(j.Size)/len(line)+1)[:j.Size]
+}
+
+func hexSum(data []byte) string {
 	sum := sha256.Sum256(data)
 	return hex.EncodeToString(sum[:])
 }
@@ -117,11 +140,12 @@ const (
 	CutNetwork  Break = "cut network"      // the sidecar's container loses its network
 	FillOutput  Break = "fill output/"     // to the last byte
 	FillData    Break = "fill data disk"   // the VM's, to the last byte
+	FillHost    Break = "fill host's disk" // beneath the VM's, to the last byte: QEMU stops the VM
 	Repeat      Break = "repeat request"   // what lies in pipe_in is written once more
 )
 
 // Breaks are all kinds of faults.
-var Breaks = []Break{KillSidecar, KillRunner, KillSSHD, ResetVM, PowerOffVM, CutNetwork, FillOutput, FillData, Repeat}
+var Breaks = []Break{KillSidecar, KillRunner, KillSSHD, ResetVM, PowerOffVM, CutNetwork, FillOutput, FillData, FillHost, Repeat}
 
 // ofVM reports that the VM dies of it.
 func (b Break) ofVM() bool { return b == ResetVM || b == PowerOffVM }
@@ -161,6 +185,14 @@ func NewPlan(seed uint64, jobs int) Plan {
 	if jobs > 0 && timeouts == 0 {
 		p.Jobs[r.IntN((jobs+1)/2)].Kind = Timeout
 	}
+	if !slices.ContainsFunc(p.Jobs, func(j Job) bool { return j.Kind == Folder }) {
+		for _, i := range r.Perm(jobs) {
+			if p.Jobs[i].Kind != Timeout {
+				p.Jobs[i].becomeFolder(r)
+				break
+			}
+		}
+	}
 	p.Faults = newFaults(r, jobs)
 	return p
 }
@@ -176,8 +208,10 @@ func newJob(r *rand.Rand, name string) Job {
 		j.Kind, j.Lines = Loud, 1000+r.IntN(3000)
 	case n < 70:
 		j.Kind, j.Exit = Failing, 1+r.IntN(70)
-	case n < 92:
+	case n < 88:
 		j.Kind, j.Size = Image, 1<<20+r.Int64N(3<<20)
+	case n < 92:
+		j.becomeFolder(r)
 	case n < 97:
 		j.Kind, j.Lines, j.Pause = Cancel, 1000, 200*time.Millisecond
 		j.Cancel = time.Duration(r.IntN(20000)) * time.Millisecond
@@ -185,6 +219,11 @@ func newJob(r *rand.Rand, name string) Job {
 		j.Kind = Timeout
 	}
 	return j
+}
+
+// becomeFolder makes it a folder, whatever it was.
+func (j *Job) becomeFolder(r *rand.Rand) {
+	*j = Job{Name: j.Name, Kind: Folder, Size: 1<<20 + r.Int64N(3<<20), Exit: failedFolder}
 }
 
 // newFaults deals from a deck with one of each kind. A VM takes most of a
@@ -202,7 +241,7 @@ func newFaults(r *rand.Rand, jobs int) []Fault {
 			}
 			f := Fault{Break: b, After: time.Duration(2000+r.IntN(6000)) * time.Millisecond, Calm: r.IntN(3) > 0}
 			switch b {
-			case CutNetwork, FillOutput, FillData:
+			case CutNetwork, FillOutput, FillData, FillHost:
 				f.For = time.Duration(2000+r.IntN(6000)) * time.Millisecond
 			default: // done in a moment
 			}

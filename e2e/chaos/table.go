@@ -29,6 +29,7 @@ func (r Report) Table(o Observed) string {
 	row("  cuts marked", "%d", r.Cuts)
 	row("  bytes marked as lost", "%d", r.LostBytes)
 	row("images whole", "%d, %.1f MiB", r.Images, float64(r.ImageBytes)/(1<<20))
+	row("folders whole in the VM", "%d", r.Folders)
 	row("promises broken", "%d", len(r.Violations))
 	fmt.Fprintf(&b, "  %-20s %5s %9s %9s %9s\n", "fault", "times", "measured", "median", "max")
 	for _, kind := range Breaks {

@@ -100,7 +100,7 @@ func (w *watcher) recovered(f Injected, next *Injected) time.Duration {
 		up = false
 	case KillRunner, ResetVM, PowerOffVM:
 		greeted = false
-	case KillSSHD, CutNetwork, FillOutput, FillData, Repeat:
+	case KillSSHD, CutNetwork, FillOutput, FillData, FillHost, Repeat:
 	}
 	since := f.To
 	if f.Break == KillSidecar || f.Break == ResetVM || f.Break == PowerOffVM {
@@ -108,7 +108,7 @@ func (w *watcher) recovered(f Injected, next *Injected) time.Duration {
 	}
 	for _, s := range w.signs {
 		if s.at.Before(since) {
-			if f.Break == KillSSHD || f.Break == CutNetwork || f.Break.ofVM() {
+			if f.Break == KillSSHD || f.Break == CutNetwork || f.Break == FillHost || f.Break.ofVM() {
 				if s.at.After(f.From) && s.what == linkLost {
 					up = false
 				}

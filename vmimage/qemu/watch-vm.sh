@@ -44,10 +44,11 @@ goes_on() {
 
 while sleep "${WATCH_EVERY:-10}"; do
   shorten
-  if [[ $(ask 'info status') != *'paused (io-error)'* ]]; then
-    goes_on
-    continue
-  fi
+  case $(ask 'info status') in
+    *'VM status: paused (io-error)'*) ;;
+    *'VM status: '*) goes_on && continue ;;
+    *) continue ;; # not known: another has the monitor
+  esac
   free=$(df --output=avail -B 1 "$storage" | tail -n 1)
   if ((free >= enough)); then
     ask cont >/dev/null

@@ -26,7 +26,7 @@ import (
 	"osbuilder/daemon/internal/disk"
 	"osbuilder/daemon/internal/hint"
 	"osbuilder/daemon/internal/job"
-	"osbuilder/daemon/internal/testenv"
+	"osbuilder/internal/testenv"
 	"osbuilder/pipe"
 	"osbuilder/pipe/effect"
 )

@@ -174,6 +174,35 @@ func TestGivenUpAndCancelled(t *testing.T) {
 	}
 }
 
+// A VM that runs an attempt whose outcome is on record, however it came to
+// that, is told to end it, and forgets it then.
+func TestAcknowledgedButRunning(t *testing.T) {
+	b := newBench(t)
+	var once sync.Once
+	b.vm.beforeEnd = func(id string, attempt int) {
+		once.Do(func() { b.vm.held[fmt.Sprintf("job/%s/%d", id, attempt)] = true })
+	}
+	id := b.add("hello")
+	key := fmt.Sprintf("job/%s/1", id)
+	d := New(b.cfg, b.unsettled())
+	d.Add(b.vm)
+	stop := b.start(d)
+	defer stop()
+	b.wait("VM that has forgotten it", func() bool {
+		b.skew.Add(int64(maxPause)) // as long as a refusal puts off
+		return b.vm.forgot(key)
+	})
+	b.set(func(m *machine) {
+		if m.cancels[key] < 1 || m.runs[key] != 1 || m.held[key] {
+			t.Errorf("told to end %d times, ran %d times, runs %t", m.cancels[key], m.runs[key], m.held[key])
+		}
+	})
+	if j := b.settled(id); j.State != job.Done || j.Attempt != 1 {
+		t.Errorf("%s after %d attempts", j.State, j.Attempt)
+	}
+	b.onlyOnce()
+}
+
 // What was said before is gone, and the VM is slow to tell it again: a job
 // that is sent meanwhile is none of those whose answer can be among it, though
 // the hello comes in front of its answer.

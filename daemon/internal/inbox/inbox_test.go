@@ -26,7 +26,7 @@ import (
 
 	"osbuilder/daemon/internal/job"
 	"osbuilder/daemon/internal/recipe"
-	"osbuilder/daemon/internal/testenv"
+	"osbuilder/internal/testenv"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

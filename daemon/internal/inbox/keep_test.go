@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"osbuilder/daemon/internal/job"
-	"osbuilder/daemon/internal/testenv"
+	"osbuilder/internal/testenv"
 	"osbuilder/pipe/effect"
 )
 

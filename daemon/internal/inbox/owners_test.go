@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"osbuilder/daemon/internal/testenv"
+	"osbuilder/internal/testenv"
 )
 
 // What a drop's owner and rights keep the daemon from, as the user that the

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"osbuilder/daemon/internal/job"
-	"osbuilder/daemon/internal/testenv"
+	"osbuilder/internal/testenv"
 )
 
 // These use the real clock, since the kernel's events come in real time. The

@@ -11,7 +11,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/sys/unix"
 
-	"osbuilder/daemon/internal/testenv"
+	"osbuilder/internal/testenv"
 )
 
 // world is a guard over two small disks, and a clock that the test turns.

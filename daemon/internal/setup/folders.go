@@ -36,6 +36,7 @@ func (c Config) folders() error {
 	if err := c.giveState(); err != nil {
 		return err
 	}
+	c.noteProject()
 	if err := c.give(c.Jobs, 0, "JOBS_DIR"); err != nil {
 		return err
 	}
@@ -52,6 +53,27 @@ func (c Config) folders() error {
 		}
 	}
 	return nil
+}
+
+// noteProject says whose the project is, if that is not whom the folders are
+// given to: a jobs/ that Docker made is nobody's, and tells nothing.
+func (c Config) noteProject() {
+	info, err := os.Stat(c.Folder)
+	if err != nil {
+		return
+	}
+	uid, gid := ownerOf(info)
+	if uid == 0 || uid == c.UID {
+		return
+	}
+	if info, err = os.Stat(c.Jobs); err != nil {
+		return // which is said elsewhere
+	}
+	if was, _ := ownerOf(info); was != 0 && was != c.UID {
+		return // give notes that
+	}
+	fmt.Fprintf(c.Out, "note: the project's folder is of user %d, and %s and %s are given to user %d. "+
+		"If the first is you, set PUID=%d and PGID=%d in .env, then: docker compose up -d\n", uid, c.Jobs, c.Output, c.UID, uid, gid)
 }
 
 // giveState gives away the state folder and all in it, which is the daemon's

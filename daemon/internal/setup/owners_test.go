@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"osbuilder/daemon/internal/hint"
-	"osbuilder/daemon/internal/testenv"
+	"osbuilder/internal/testenv"
 )
 
 // Owners that a clone's folders and the volumes can have, with the real
@@ -109,6 +109,41 @@ func TestOwnersOfAClone(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// Folders that Docker made are root's, and only the project's owner tells who
+// may want to use them.
+func TestOwnersOfTheProject(t *testing.T) {
+	rootOnly(t)
+	for _, tt := range []struct {
+		name                string
+		project, jobs, puid int
+		note                string
+	}{
+		{"another's", 1001, 0, 1000, "note: the project's folder is of user 1001, and %s and %s are given to user 1000. " +
+			"If the first is you, set PUID=1001 and PGID=1001 in .env, then: docker compose up -d\n"},
+		{"told before, by jobs/ itself", 1001, 1001, 1000, ""},
+		{"told again", 1001, 1000, 1000, "note: the project's folder is of user 1001, and %s and %s are given to user 1000. " +
+			"If the first is you, set PUID=1001 and PGID=1001 in .env, then: docker compose up -d\n"},
+		{"the daemon's", 1001, 0, 1001, ""},
+		{"root's", 0, 0, 1000, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c, out := world(t)
+			c.UID, c.GID, c.Folder = tt.puid, tt.puid, filepath.Join(filepath.Dir(c.Jobs), "project")
+			put(t, c.Folder+"/", tt.project)
+			put(t, c.Jobs+"/", tt.jobs)
+			put(t, c.Output+"/", tt.jobs)
+			mustRun(t, c)
+			note := tt.note
+			if note != "" {
+				note = fmt.Sprintf(note, c.Jobs, c.Output)
+			}
+			if got := strings.Count(out.String(), "the project's folder is of"); !strings.Contains(out.String(), note) || got > 0 != (note != "") || got > 1 {
+				t.Errorf("it says %q, want %q", out, note)
+			}
+		})
 	}
 }
 

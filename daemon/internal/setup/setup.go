@@ -41,6 +41,7 @@ const (
 type Config struct {
 	VMKeys, ClientKeys  string // folders
 	Jobs, Output, State string // folders
+	Folder              string // the project's; empty if it is not to be seen
 	UID, GID            int    // owner of all but VMKeys
 	Builders            []string
 	Authorized          string // further public keys, one a line

@@ -19,7 +19,7 @@ import (
 	"testing"
 	"time"
 
-	"osbuilder/daemon/internal/testenv"
+	"osbuilder/internal/testenv"
 	"osbuilder/daemon/internal/vm"
 	"osbuilder/daemon/internal/vmtest"
 	"osbuilder/pipe"

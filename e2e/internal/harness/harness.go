@@ -29,6 +29,7 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
 )
 
 // Bounds, generous: the VM runs without KVM on a machine shared with others.
@@ -48,6 +49,8 @@ type Project struct {
 	Signer         ssh.Signer // of a person whose key is in AUTHORIZED_KEYS
 
 	sshPort int
+	disks   []string // file systems of its own
+	added   int      // Compose files
 }
 
 // New makes what an installation needs beside its containers: folders, ports,
@@ -151,6 +154,86 @@ func (p *Project) ComposeFiles() ([]string, error) {
 	return nil, fmt.Errorf("no COMPOSE_FILE in %s", path)
 }
 
+// Override lays what a Compose file can say over those that there are. The
+// sidecar, which reads the project by COMPOSE_FILE, sees none of it.
+func (p *Project) Override(content any) error {
+	data, err := json.Marshal(content)
+	if err != nil {
+		return err
+	}
+	var files []string
+	if p.added == 0 { // with the first --file Compose forgets COMPOSE_FILE
+		if files, err = p.ComposeFiles(); err != nil {
+			return err
+		}
+	}
+	p.added++
+	path := filepath.Join(p.Dir, fmt.Sprintf("override-%d.json", p.added))
+	if err := os.WriteFile(path, data, 0o644); err != nil {
+		return err
+	}
+	for _, file := range append(files, path) {
+		p.ComposeCommand = append(p.ComposeCommand, "--file", file)
+	}
+	return nil
+}
+
+// Disk makes a folder of the project's a small file system of its own, in
+// memory. That takes root.
+func (p *Project) Disk(ctx context.Context, name string, size int64) (path string, err error) {
+	path = filepath.Join(p.Dir, name)
+	if err := os.MkdirAll(path, 0o755); err != nil {
+		return "", err
+	}
+	out, err := exec.CommandContext(ctx, "mount", "-t", "tmpfs", "-o", fmt.Sprintf("size=%d,mode=0755", size), "e2e", path).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("mount %s: %w\n%s", path, err, out)
+	}
+	p.disks = append(p.disks, path)
+	return path, nil
+}
+
+// StorageDisk gives the VM's storage a small file system of its own: the disk
+// of the host beneath the VM's. It returns where that is.
+func (p *Project) StorageDisk(ctx context.Context, size int64) (path string, err error) {
+	path, err = p.Disk(ctx, "storage", size)
+	if err != nil {
+		return "", err
+	}
+	return path, p.Override(map[string]any{"volumes": map[string]any{"vm-storage": map[string]any{
+		"driver_opts": map[string]string{"type": "none", "o": "bind", "device": path},
+	}}})
+}
+
+// Fill leaves no room on a disk that [Project.Disk] made, until what it returns
+// is called. It makes the disk smaller, which takes no memory.
+func Fill(ctx context.Context, disk string) (free func() error, err error) {
+	var was unix.Statfs_t
+	if err := unix.Statfs(disk, &was); err != nil {
+		return nil, fmt.Errorf("look at %s: %w", disk, err)
+	}
+	remount := func(ctx context.Context, blocks uint64) error {
+		out, err := exec.CommandContext(ctx, "mount", "-o", fmt.Sprintf("remount,size=%d", blocks*uint64(was.Bsize)), disk).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("resize %s: %w\n%s", disk, err, out)
+		}
+		return nil
+	}
+	// What is written meanwhile makes it too small for what it holds: refused.
+	for tries := 0; ; tries++ {
+		var now unix.Statfs_t
+		if err := unix.Statfs(disk, &now); err != nil {
+			return nil, fmt.Errorf("look at %s: %w", disk, err)
+		}
+		if err = remount(ctx, max(1, now.Blocks-now.Bfree)); err == nil {
+			return func() error { return remount(context.WithoutCancel(ctx), was.Blocks) }, nil
+		}
+		if tries == 50 {
+			return nil, err
+		}
+	}
+}
+
 // Command returns a Compose command of the project.
 func (p *Project) Command(ctx context.Context, args ...string) *exec.Cmd {
 	all := append(append([]string{}, p.ComposeCommand[1:]...), args...)
@@ -187,6 +270,11 @@ func (p *Project) Explain(ctx context.Context) {
 // Remove leaves nothing behind.
 func (p *Project) Remove(ctx context.Context) error {
 	_, err := p.Compose(ctx, "down", "--volumes", "--remove-orphans", "--timeout", "20")
+	for _, path := range p.disks {
+		if out, umountErr := exec.CommandContext(ctx, "umount", path).CombinedOutput(); umountErr != nil {
+			err = errors.Join(err, fmt.Errorf("umount %s: %w\n%s", path, umountErr, out))
+		}
+	}
 	return errors.Join(err, os.RemoveAll(p.Dir))
 }
 
@@ -207,6 +295,23 @@ func (p *Project) Drop(t testing.TB, name, script string) {
 	tmp := p.Jobs("." + name + ".tmp")
 	if err := os.WriteFile(tmp, []byte(script), 0o644); err != nil {
 		t.Fatal(err)
+	}
+	if err := os.Rename(tmp, p.Jobs(name)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// DropFolder does the same with a folder.
+func (p *Project) DropFolder(t testing.TB, name string, files map[string][]byte) {
+	t.Helper()
+	tmp := p.Jobs("." + name + ".tmp")
+	if err := os.Mkdir(tmp, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for file, data := range files {
+		if err := os.WriteFile(filepath.Join(tmp, file), data, 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := os.Rename(tmp, p.Jobs(name)); err != nil {
 		t.Fatal(err)
