@@ -10,6 +10,7 @@ cd "$(dirname "$0")/.."
 . scripts/e2e.sh
 
 finish() {
+  end_killable
   remove_leftovers
   stop_dockerd
   unlock
@@ -20,9 +21,9 @@ lock "make bench"
 trap finish EXIT
 trap 'exit 143' INT TERM HUP
 : >"$LOGS/times"
-go test -run '^$' -bench 'NoOp|Naive' -benchtime "${JOBS:-100}x" ./daemon </dev/null
+killable go test -run '^$' -bench 'NoOp|Naive' -benchtime "${JOBS:-100}x" ./daemon </dev/null
 find_world "the benchmark"
 packages
 need_e2e
 build_e2e
-go_e2e -timeout 1h -run '^$' -bench . -benchtime "${JOBS:-100}x" ./e2e </dev/null
+killable go_e2e -timeout 1h -run '^$' -bench . -benchtime "${JOBS:-100}x" ./e2e </dev/null

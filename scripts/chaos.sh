@@ -20,6 +20,7 @@ case ${CONTROL:-} in
 esac
 
 finish() {
+  end_killable
   remove_leftovers
   stop_dockerd
   unlock
@@ -35,4 +36,5 @@ packages
 need_e2e
 build_e2e
 say "==> Chaos: SEED=$SEED JOBS=$JOBS${CONTROL:+ CONTROL=$CONTROL}, revision $(git -c safe.directory="$ROOT" rev-parse --short HEAD 2>/dev/null || echo unknown)"
-OSBUILDER_CHAOS_SEED=$SEED OSBUILDER_CHAOS_JOBS=$JOBS go_e2e -timeout 3h -run "$TEST" ./e2e/chaos 2>&1 </dev/null | tee "$LOGS/chaos-$SEED.log"
+export OSBUILDER_CHAOS_SEED=$SEED OSBUILDER_CHAOS_JOBS=$JOBS
+killable e2e_log "$LOGS/chaos-$SEED.log" -timeout 3h -run "$TEST" ./e2e/chaos

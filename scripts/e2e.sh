@@ -96,3 +96,10 @@ go_e2e() {
   OSBUILDER_E2E_COMPOSE="${COMPOSE[*]}" OSBUILDER_E2E_ENV_FILE="$OWN/test.env" OSBUILDER_E2E_IMAGES=osbuilder-test \
     go test -race -tags e2e -count=1 -v "$@"
 }
+
+# e2e_log LOG ARGUMENT…: the same, and what they say is kept.
+e2e_log() {
+  local log=$1
+  shift
+  go_e2e "$@" 2>&1 </dev/null | tee "$log"
+}

@@ -87,6 +87,27 @@ bounded() {
   wait "$pid"
 }
 
+# killable COMMAND…: for what takes long. Bash heeds a signal only when the command in the foreground has ended; this one runs in
+# a process group of its own, which end_killable, called by the script's trap, ends with all that it started.
+KILLABLE=
+killable() {
+  local rc=0
+  set -m
+  "$@" &
+  KILLABLE=$!
+  set +m
+  wait "$KILLABLE" || rc=$?
+  KILLABLE=
+  return "$rc"
+}
+
+end_killable() {
+  [ -n "$KILLABLE" ] || return 0
+  kill -- "-$KILLABLE" 2>/dev/null || true
+  wait "$KILLABLE" 2>/dev/null || true
+  KILLABLE=
+}
+
 # at_least HAVE WANT: compares versions of up to three numbers. What follows the numbers doesn't count.
 at_least() {
   local have=${1#v} want=$2 i h w

@@ -3,10 +3,12 @@
 package scripts
 
 import (
+	"bufio"
 	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/compose-spec/compose-go/v2/dotenv"
@@ -56,5 +58,46 @@ AFTER=last
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error("Compose (-), the scripts (+):", diff)
+	}
+}
+
+// A script that is told to end does so at once, and nothing that it started
+// goes on.
+func TestKillable(t *testing.T) {
+	root := t.TempDir()
+	lib, err := os.ReadFile("lib.sh")
+	err = errors.Join(err, os.Mkdir(filepath.Join(root, "scripts"), 0o755), os.WriteFile(filepath.Join(root, "scripts", "lib.sh"), lib, 0o644))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What it started holds its standard output, whose end is therefore theirs.
+	cmd := exec.CommandContext(t.Context(), "bash", "-euo", "pipefail", "-c", `. scripts/lib.sh
+long() { echo begun; sleep 1000 | cat; }
+trap 'end_killable; echo tidied up' EXIT
+trap 'exit 143' TERM
+killable true
+killable false || echo "status $?"
+killable long
+echo not reached`)
+	cmd.Dir, cmd.Env = root, []string{"PATH=/usr/local/bin:/usr/bin:/bin"}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var said []string
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		said = append(said, lines.Text())
+		if lines.Text() == "begun" {
+			if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	_ = cmd.Wait() // what counts is the code
+	if diff := cmp.Diff([]string{"status 1", "begun", "tidied up"}, said); diff != "" || cmd.ProcessState.ExitCode() != 143 {
+		t.Errorf("exit code %d (-want +got):\n%s", cmd.ProcessState.ExitCode(), diff)
 	}
 }

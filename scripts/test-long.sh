@@ -15,7 +15,7 @@ long() {
   case " ${ONLY:-$name} " in *" $name "*) ;; *) return 0 ;; esac
   start=$(date +%s)
   say "==> $name: $*"
-  "$@" >"$LOGS/long-$name.log" 2>&1 </dev/null || rc=$?
+  killable "$@" >"$LOGS/long-$name.log" 2>&1 </dev/null || rc=$?
   if [ "$rc" -ne 0 ]; then
     outcome="failed ($rc)"
     FAILED="$FAILED $name"
@@ -26,6 +26,8 @@ long() {
 }
 
 need_go
+trap end_killable EXIT
+trap 'exit 143' INT TERM HUP
 : >"$TABLE"
 
 long chaos-1 env SEED=1 JOBS=200 scripts/chaos.sh

@@ -18,6 +18,7 @@ finish() {
     kill -- "-$CHECKS" 2>/dev/null || true
     wait "$CHECKS" 2>/dev/null || true
   fi
+  end_killable
   remove_leftovers
   stop_dockerd
   unlock
@@ -46,7 +47,7 @@ end_to_end() {
   say "==> End-to-end test"
   # Two at a time: each waits more than it computes.
   # The naive loop, which breaks what is promised, is part of make test-long.
-  go_e2e -p 2 -timeout 25m -skip '^TestNaiveLoopBreaks$' ./e2e/... 2>&1 </dev/null | tee "$LOGS/e2e.log" || rc=$?
+  killable e2e_log "$LOGS/e2e.log" -p 2 -timeout 25m -skip '^TestNaiveLoopBreaks$' ./e2e/... || rc=$?
   if [ "$rc" -eq 0 ]; then
     printf 'e2e\t%s\tok\n' $(($(date +%s) - start)) >>"$LOGS/times"
   else

@@ -17,7 +17,9 @@ import (
 func (m *machine) inject(ctx context.Context, f Fault) (Injected, error) {
 	done := Injected{Break: f.Break, From: time.Now()}
 	err := m.breakIt(ctx, f, &done)
-	done.To = time.Now()
+	if done.To.IsZero() {
+		done.To = time.Now()
+	}
 	if err != nil {
 		err = fmt.Errorf("%s: %w", f.Break, err)
 	}
@@ -59,7 +61,7 @@ func (m *machine) breakIt(ctx context.Context, f Fault, done *Injected) error {
 	case FillOutput:
 		return m.fillOutput(ctx, f.For)
 	case FillHost:
-		return m.fillHost(ctx, f.For)
+		return m.fillHost(ctx, f.For, done)
 	case FillData:
 		if err := bash(fillData(f)); err != nil {
 			return err
@@ -114,7 +116,7 @@ func (m *machine) fillOutput(ctx context.Context, d time.Duration) error {
 
 // fillHost takes all room of the disk beneath the VM's, until QEMU stands
 // still, and then for d: when there is room again it must go on by itself.
-func (m *machine) fillHost(ctx context.Context, d time.Duration) error {
+func (m *machine) fillHost(ctx context.Context, d time.Duration, done *Injected) error {
 	if m.storage == "" {
 		return nil
 	}
@@ -122,6 +124,7 @@ func (m *machine) fillHost(ctx context.Context, d time.Duration) error {
 	if _, err := m.agent(ctx, "fstrim /data"); err != nil {
 		return err
 	}
+	done.From = time.Now()
 	free, err := harness.Fill(ctx, m.storage)
 	if err != nil {
 		return err
@@ -136,7 +139,8 @@ func (m *machine) fillHost(ctx context.Context, d time.Duration) error {
 	if err == nil {
 		pause(ctx, d)
 	}
-	if err = errors.Join(err, free()); err == nil {
+	err = errors.Join(err, free())
+	if done.To = time.Now(); err == nil {
 		err = m.status(ctx, "running")
 	}
 	<-stirred

@@ -19,9 +19,9 @@ import (
 	"testing"
 	"time"
 
-	"osbuilder/internal/testenv"
 	"osbuilder/daemon/internal/vm"
 	"osbuilder/daemon/internal/vmtest"
+	"osbuilder/internal/testenv"
 	"osbuilder/pipe"
 
 	"go.uber.org/zap"

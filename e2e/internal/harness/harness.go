@@ -48,9 +48,10 @@ type Project struct {
 	Images         string     // what the names of our images begin with
 	Signer         ssh.Signer // of a person whose key is in AUTHORIZED_KEYS
 
-	sshPort int
-	disks   []string // file systems of its own
-	added   int      // Compose files
+	sshPort  int
+	uid, gid int      // PUID and PGID
+	disks    []string // file systems of its own
+	added    int      // Compose files
 }
 
 // New makes what an installation needs beside its containers: folders, ports,
@@ -107,6 +108,7 @@ func New(ctx context.Context, settings ...string) (*Project, error) {
 	if uid == 0 {
 		uid, gid = 1000, 1000
 	}
+	p.uid, p.gid = uid, gid
 	p.Env = append(os.Environ(),
 		"COMPOSE_PROJECT_NAME="+strings.ToLower(filepath.Base(dir)),
 		"JOBS_DIR="+filepath.Join(dir, "jobs"),
@@ -301,7 +303,7 @@ func (p *Project) Drop(t testing.TB, name, script string) {
 	}
 }
 
-// DropFolder does the same with a folder.
+// DropFolder does the same with a folder. Whoever may move it owns it.
 func (p *Project) DropFolder(t testing.TB, name string, files map[string][]byte) {
 	t.Helper()
 	tmp := p.Jobs("." + name + ".tmp")
@@ -313,7 +315,11 @@ func (p *Project) DropFolder(t testing.TB, name string, files map[string][]byte)
 			t.Fatal(err)
 		}
 	}
-	if err := os.Rename(tmp, p.Jobs(name)); err != nil {
+	err := os.Chown(tmp, p.uid, p.gid)
+	if err == nil {
+		err = os.Rename(tmp, p.Jobs(name))
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 }
