@@ -68,6 +68,11 @@ func (d *Dispatcher) jobEvent(ctx context.Context, builder string, w *worker, en
 			w.abandonedEnds(at)
 		case e.Type == pipe.TypeStarted && left:
 			w.abandon(at)
+		case e.Type == pipe.TypeStarted && !ours && w.caughtUp:
+			// A request that was given up, and taken long after it: the job is over.
+			if j, err := d.cfg.Store.Get(ctx, job.ID(e.Job)); err == nil {
+				d.leftover(builder, w, at, j)
+			}
 		}
 		return nil
 	}
@@ -134,7 +139,8 @@ func (d *Dispatcher) hello(ctx context.Context, builder string, w *worker, h pip
 	if err := d.ownerChanged(ctx, builder, w); err != nil || !w.caughtUp {
 		return err
 	}
-	return d.leftovers(ctx, builder, w)
+	d.leftovers(ctx, builder, w)
+	return nil
 }
 
 // greeted takes what a hello says, or doesn't, of a job. With doubt the VM may

@@ -181,7 +181,8 @@ func (d *Dispatcher) CaughtUp(ctx context.Context, builder string) error {
 				}
 			}
 		}
-		return d.leftovers(ctx, builder, w)
+		d.leftovers(ctx, builder, w)
+		return nil
 	})
 }
 
@@ -208,26 +209,26 @@ func (d *Dispatcher) lost(ctx context.Context, builder string, w *worker, f *fli
 
 // leftovers has the VM end and forget attempts that are over for us: of jobs
 // that went on elsewhere, say, or whose records are lost.
-func (d *Dispatcher) leftovers(ctx context.Context, builder string, w *worker) error {
+func (d *Dispatcher) leftovers(ctx context.Context, builder string, w *worker) {
 	for _, r := range w.hello.Jobs {
-		var j job.Job
 		if f := d.flights[job.ID(r.Job)]; f != nil {
-			j = f.job
+			d.leftover(builder, w, r, f.job)
+		} else if j, err := d.cfg.Store.Get(ctx, job.ID(r.Job)); err == nil {
+			d.leftover(builder, w, r, j)
 		} else {
-			var err error
-			if j, err = d.cfg.Store.Get(ctx, job.ID(r.Job)); err != nil {
-				d.unrecorded(builder, w, r, err)
-				continue
-			}
-		}
-		switch {
-		case r == ref(j) && j.Builder == builder && j.Settled():
-			w.acknowledge(r)
-		case d.left(j, builder, r):
-			w.abandon(r)
+			d.unrecorded(builder, w, r, err)
 		}
 	}
-	return nil
+}
+
+// leftover does that for one attempt of a job.
+func (d *Dispatcher) leftover(builder string, w *worker, r pipe.JobRef, j job.Job) {
+	switch {
+	case r == ref(j) && j.Builder == builder && j.Settled():
+		w.acknowledge(r)
+	case d.left(j, builder, r):
+		w.abandon(r)
+	}
 }
 
 // left reports that a job goes on, or went on, with another attempt than the

@@ -120,9 +120,7 @@ func (d *Dispatcher) decideRestored(ctx context.Context, telling string) error {
 	}
 	for name, w := range d.workers {
 		if name != telling && w.toldAll { // that one's turn comes when its hello is through
-			if err := d.leftovers(ctx, name, w); err != nil {
-				return err
-			}
+			d.leftovers(ctx, name, w)
 		}
 	}
 	return nil
