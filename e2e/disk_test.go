@@ -29,11 +29,12 @@ func TestHostDiskFull(t *testing.T) {
   yes "$JOB_ID" | head -c %d >"$TMPDIR/$i"
   sync "$TMPDIR/$i"
   echo "line $i of $JOB_ID"
+  sleep 0.2
 done
 head -c 1M /dev/urandom >"$OUT/image.bin"
 echo shipped
 `, lines, unused(t, p)/lines))
-	started := func() bool { return p.Logged(t, `"build output"`, `"line 3 of `) }
+	started := func() bool { return p.Logged(t, `"build output"`, `"job":"fills"`, `"line 3 of `) }
 	harness.Eventually(t, harness.JobTimeout, "third line", started)
 	free, err := harness.Fill(t.Context(), storage)
 	if err != nil {
@@ -49,7 +50,7 @@ echo shipped
 		return p.Logged(t, `"builder can't be reached yet"`, `"rung":"qemu"`,
 			"QEMU stopped the VM because its disk can't grow: the host has 0 MiB free for it", "make room on the disk of Docker's volumes")
 	})
-	if p.Logged(t, `"line `+strconv.Itoa(lines)+` of `) {
+	if p.Logged(t, `"job":"fills"`, `"line `+strconv.Itoa(lines)+` of `) {
 		t.Error("the job came to its end: its disk was never full")
 	}
 	if err := free(); err != nil {

@@ -9,7 +9,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/pem"
-	"fmt"
+	"flag"
 	"os"
 	"strings"
 	"testing"
@@ -22,37 +22,18 @@ var (
 	storage      string // the disk beneath its VM's; empty: it has none of its own
 )
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) (code int) {
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	p, err := harness.New(ctx)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "e2e:", err)
-		return 2
-	}
-	installation = p
-	defer func() {
-		if code != 0 {
-			p.Explain(ctx)
+func TestMain(m *testing.M) {
+	os.Exit(harness.Main(m, func(ctx context.Context, p *harness.Project) (err error) {
+		installation = p
+		// In memory a disk costs nothing: benchmarks have the machine's own.
+		flag.Parse()
+		if os.Getuid() == 0 && flag.Lookup("test.bench").Value.String() == "" {
+			if storage, err = p.StorageDisk(ctx, 4<<30); err != nil {
+				return err
+			}
 		}
-		if err := p.Remove(ctx); err != nil {
-			fmt.Fprintln(os.Stderr, "e2e: remove the installation:", err)
-			code = max(code, 1)
-		}
-	}()
-	if os.Getuid() == 0 {
-		if storage, err = p.StorageDisk(ctx, 8<<30); err != nil {
-			fmt.Fprintln(os.Stderr, "e2e:", err)
-			return 1
-		}
-	}
-	if err := p.Up(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "e2e:", err)
-		return 1
-	}
-	return m.Run()
+		return p.Up(ctx)
+	}))
 }
 
 // privateKeyPEM is the header that every private key in a file begins with.

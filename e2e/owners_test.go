@@ -79,7 +79,7 @@ func clone(t *testing.T, uid int, folders bool) checkout {
 func (c checkout) types(t *testing.T, command string) (string, error) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "bash", "-c", command)
-	cmd.Dir = c.Dir
+	cmd.Dir, cmd.Env = c.Dir, append(os.Environ(), "LC_ALL=C")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: c.uid, Gid: c.uid}}
 	out, err := cmd.CombinedOutput()
 	return string(out), err
@@ -157,7 +157,7 @@ func TestOwners(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !strings.Contains(said, "is you, set PUID=1001 and PGID=1001 in .env, then: docker compose up -d\n") {
+			if !strings.Contains(said, "set PUID=1001 and PGID=1001 in .env, then: docker compose up -d\n") {
 				t.Fatalf("nobody says what to do: %s", said)
 			}
 			c.Drop(t, "before.sh", "true\n") // by root, as it happens

@@ -6,8 +6,15 @@ OTHERS=
 
 # installations: those of the end-to-end test that were started from this folder.
 installations() {
-  docker ps -a --filter "label=com.docker.compose.project.working_dir=$ROOT" \
-    --format '{{.Label "com.docker.compose.project"}}' 2>/dev/null | grep '^osbuilder-e2e-' | sort -u
+  local file
+  {
+    docker ps -a --filter "label=com.docker.compose.project.working_dir=$ROOT" --format '{{.Label "com.docker.compose.project"}}' 2>/dev/null |
+      grep '^osbuilder-e2e-' || true
+    # One that has no container yet, or is a clone of its own. The harness leaves this file in its folder.
+    for file in "${TMPDIR:-/tmp}"/osbuilder-e2e-*/.checkout; do
+      if [ "$(cat "$file" 2>/dev/null)" = "$ROOT" ]; then basename "$(dirname "$file")"; fi
+    done
+  } | sort -u
 }
 
 # note_others: what was there before is not this run's to remove.

@@ -88,14 +88,18 @@ bounded() {
 }
 
 # killable COMMAND…: for what takes long. Bash heeds a signal only when the command in the foreground has ended; this one runs in
-# a process group of its own, which end_killable, called by the script's trap, ends with all that it started.
+# a process group of its own, which end_killable ends with all that it started. The script says: trap end_killable EXIT
 KILLABLE=
 killable() {
-  local rc=0
+  local rc=0 signalled=
+  # One that comes before the group's number is known is heeded right after.
+  trap signalled=yes INT TERM HUP
   set -m
   "$@" &
   KILLABLE=$!
   set +m
+  trap 'exit 143' INT TERM HUP
+  [ -z "$signalled" ] || exit 143
   wait "$KILLABLE" || rc=$?
   KILLABLE=
   return "$rc"

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/compose-spec/compose-go/v2/dotenv"
 	"github.com/google/go-cmp/cmp"
@@ -74,7 +75,7 @@ func TestKillable(t *testing.T) {
 	cmd := exec.CommandContext(t.Context(), "bash", "-euo", "pipefail", "-c", `. scripts/lib.sh
 long() { echo begun; sleep 1000 | cat; }
 trap 'end_killable; echo tidied up' EXIT
-trap 'exit 143' TERM
+trap 'exit 143' INT TERM HUP
 killable true
 killable false || echo "status $?"
 killable long
@@ -88,6 +89,8 @@ echo not reached`)
 		t.Fatal(err)
 	}
 	var said []string
+	// Whatever goes on all the same is not waited for.
+	late := time.AfterFunc(30*time.Second, func() { _ = out.Close() })
 	for lines := bufio.NewScanner(out); lines.Scan(); {
 		said = append(said, lines.Text())
 		if lines.Text() == "begun" {
@@ -96,6 +99,7 @@ echo not reached`)
 			}
 		}
 	}
+	late.Stop()
 	_ = cmd.Wait() // what counts is the code
 	if diff := cmp.Diff([]string{"status 1", "begun", "tidied up"}, said); diff != "" || cmd.ProcessState.ExitCode() != 143 {
 		t.Errorf("exit code %d (-want +got):\n%s", cmd.ProcessState.ExitCode(), diff)

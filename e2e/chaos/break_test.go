@@ -157,7 +157,7 @@ func (m *machine) status(ctx context.Context, want string) error {
 			return nil
 		}
 		if pause(ctx, time.Second); ctx.Err() != nil {
-			return fmt.Errorf("the VM is not %q within %s: %w: %s", want, harness.StepTimeout, err, out)
+			return fmt.Errorf("the VM is not %q within %s: %w: %s", want, harness.StepTimeout, errors.Join(ctx.Err(), err), out)
 		}
 	}
 }

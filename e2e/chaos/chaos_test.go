@@ -30,34 +30,16 @@ const (
 
 var installation *machine
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) (code int) {
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	begin := time.Now()
-	machine, err := newMachine(ctx, int64(64+4*jobs())<<20)
-	if machine != nil {
-		installation = machine
-		defer func() {
-			if code != 0 {
-				machine.p.Explain(ctx)
-			}
-			if err := machine.p.Remove(ctx); err != nil {
-				fmt.Fprintln(os.Stderr, "chaos: remove the installation:", err)
-				code = max(code, 1)
-			}
-		}()
-	}
-	if err == nil {
-		_, err = machine.agent(ctx, "true")
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "chaos:", err)
-		return 1
-	}
-	fmt.Printf("the VM is up after %.0f s\n", time.Since(begin).Seconds())
-	return m.Run()
+func TestMain(m *testing.M) {
+	os.Exit(harness.Main(m, func(ctx context.Context, p *harness.Project) error {
+		begin := time.Now()
+		installation = &machine{p: p}
+		if err := installation.start(ctx, int64(64+4*jobs())<<20); err != nil {
+			return err
+		}
+		fmt.Printf("the VM is up after %.0f s\n", time.Since(begin).Seconds())
+		return nil
+	}, "KVM=N", "SLOTS=4", "LOG_LEVEL=info", "MIN_FREE=1M", "NIXPKGS="+nixpkgs, fmt.Sprintf("JOB_TIMEOUT=%s", jobTimeout())))
 }
 
 // number is a setting of scripts/chaos.sh.

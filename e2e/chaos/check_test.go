@@ -170,11 +170,12 @@ func TestCheckFindsInFolder(t *testing.T) {
 		break1 func(o *Observed, out *Outcome)
 		want   Wrong
 	}{
-		"other data":   {func(_ *Observed, out *Outcome) { out.Log = folderError + hexSum(nil) }, InputsDamaged},
-		"other error":  {func(_ *Observed, out *Outcome) { out.Log = "it is late" }, WrongOutcome},
-		"no room left": {func(_ *Observed, out *Outcome) { out.Log, out.Reason = "", "no space left" }, WrongOutcome},
-		"no death":     {func(o *Observed, _ *Outcome) { o.Faults = o.Faults[:1] }, UnexplainedCut},
-		"files":        {func(_ *Observed, out *Outcome) { out.Files = map[string]string{"x": "y"} }, ImageDamaged},
+		"other data":    {func(_ *Observed, out *Outcome) { out.Log = folderError + hexSum(nil) }, InputsDamaged},
+		"other error":   {func(_ *Observed, out *Outcome) { out.Log = "it is late" }, WrongOutcome},
+		"no room left":  {func(_ *Observed, out *Outcome) { out.Log, out.Reason = "", "no space left" }, WrongOutcome},
+		"no death":      {func(o *Observed, _ *Outcome) { o.Faults = o.Faults[:1] }, UnexplainedCut},
+		"runner killed": {func(o *Observed, _ *Outcome) { o.Faults[1].Break = KillRunner }, UnexplainedAttempt},
+		"files":         {func(_ *Observed, out *Outcome) { out.Files = map[string]string{"x": "y"} }, ImageDamaged},
 	} {
 		o := folder()
 		tc.break1(&o, &o.Jobs[0].Outcomes[0])

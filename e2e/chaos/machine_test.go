@@ -60,14 +60,8 @@ func bootISO(ctx context.Context, p *harness.Project, dir string) (string, error
 	if err := os.WriteFile(filepath.Join(dir, "init"), init, 0o755); err != nil {
 		return "", err
 	}
-	id, err := command(ctx, "docker", "create", p.Images+"/vmimage-debian")
-	if err != nil {
-		return "", err
-	}
-	id = strings.TrimSpace(id)
-	_, err = command(ctx, "docker", "cp", id+":/image/boot.iso", filepath.Join(dir, "product.iso"))
-	_, rmErr := command(ctx, "docker", "rm", "--volumes", id)
-	if err := errors.Join(err, rmErr); err != nil {
+	if _, err := command(ctx, "docker", "run", "--rm", "--network", "none", "--volume", dir+":/iso",
+		"--entrypoint", "cp", p.Images+"/vmimage-debian", "/image/boot.iso", "/iso/product.iso"); err != nil {
 		return "", err
 	}
 	// Of two archives in one initramfs the second counts, where both have a file. It begins at a multiple of 4.
@@ -97,31 +91,27 @@ type machine struct {
 
 // storageSize is that of the disk beneath the VM's, whose own is larger, and
 // mostly holes. To go on after it was full takes 512 MiB: see watch-vm.sh.
-const storageSize = 8 << 30
+const storageSize = 4 << 30
 
-// newMachine makes an installation whose VM has the agent, on an output disk
-// of its own.
-func newMachine(ctx context.Context, size int64) (*machine, error) {
-	p, err := harness.New(ctx, "KVM=N", "SLOTS=4", "LOG_LEVEL=info", "MIN_FREE=1M", "NIXPKGS="+nixpkgs, fmt.Sprintf("JOB_TIMEOUT=%s", jobTimeout()))
-	if err != nil {
-		return nil, err
-	}
-	m := &machine{p: p}
+// start has the installation run, with the agent in its VM and output/ on a
+// disk of that size, and waits for the agent.
+func (m *machine) start(ctx context.Context, size int64) error {
 	if err := m.prepare(ctx, size); err != nil {
-		return m, err
+		return err
 	}
-	if err := p.Up(ctx); err != nil {
-		return m, err
+	if err := m.p.Up(ctx); err != nil {
+		return err
 	}
-	if m.vm, err = p.Compose(ctx, "ps", "--all", "--quiet", "vm"); err != nil {
-		return m, err
+	for service, id := range map[string]*string{"vm": &m.vm, "sidecar": &m.sidecar} {
+		out, err := m.p.Compose(ctx, "ps", "--all", "--quiet", service)
+		if err != nil {
+			return err
+		}
+		*id = strings.TrimSpace(out)
 	}
-	if m.sidecar, err = p.Compose(ctx, "ps", "--all", "--quiet", "sidecar"); err != nil {
-		return m, err
-	}
-	m.vm, m.sidecar = strings.TrimSpace(m.vm), strings.TrimSpace(m.sidecar)
-	m.network = filepath.Base(p.Dir) + "_default"
-	return m, nil
+	m.network = filepath.Base(m.p.Dir) + "_default"
+	_, err := m.agent(ctx, "true")
+	return err
 }
 
 func (m *machine) prepare(ctx context.Context, size int64) error {

@@ -6,7 +6,6 @@ package vmimage
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"testing"
 
@@ -16,22 +15,9 @@ import (
 // installation is what each test's own is made from.
 var installation *harness.Project
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) (code int) {
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	p, err := harness.New(ctx)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "vmimage:", err)
-		return 2
-	}
-	installation = p
-	defer func() {
-		if err := p.Remove(ctx); err != nil {
-			fmt.Fprintln(os.Stderr, "vmimage: remove the installation:", err)
-			code = max(code, 1)
-		}
-	}()
-	return m.Run()
+func TestMain(m *testing.M) {
+	os.Exit(harness.Main(m, func(_ context.Context, p *harness.Project) error {
+		installation = p
+		return nil
+	}))
 }

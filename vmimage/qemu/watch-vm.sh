@@ -46,7 +46,10 @@ while sleep "${WATCH_EVERY:-10}"; do
   shorten
   case $(ask 'info status') in
     *'VM status: paused (io-error)'*) ;;
-    *'VM status: '*) goes_on && continue ;;
+    *'VM status: '*)
+      goes_on
+      continue
+      ;;
     *) continue ;; # not known: another has the monitor
   esac
   free=$(df --output=avail -B 1 "$storage" | tail -n 1)

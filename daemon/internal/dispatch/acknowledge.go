@@ -96,7 +96,7 @@ func (d *Dispatcher) ackRefused(w *worker, key pipe.JobRef, r pipe.Refused, log 
 	}
 	a.notBefore = d.cfg.Now().Add(maxPause)
 	if r.Reason == pipe.ReasonConflict {
-		// It runs, and its job's outcome is on record. That it was to end, it may have been told before it was there.
+		// It has not ended, and nobody waits for it. That it was to end, it may have been told before it was there.
 		a.abandoned, a.told = true, false
 		log.Info("a job that nobody waits for is being ended in the VM, and forgotten then")
 		return

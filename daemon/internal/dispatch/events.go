@@ -68,8 +68,8 @@ func (d *Dispatcher) jobEvent(ctx context.Context, builder string, w *worker, en
 			w.abandonedEnds(at)
 		case e.Type == pipe.TypeStarted && left:
 			w.abandon(at)
-		case e.Type == pipe.TypeStarted && !ours && w.caughtUp:
-			// A request that was given up, and taken long after it: the job is over.
+		case e.Type == pipe.TypeStarted && !ours:
+			// A request that was given up, and taken long after it: the job may be over. No hello lists it yet.
 			if j, err := d.cfg.Store.Get(ctx, job.ID(e.Job)); err == nil {
 				d.leftover(builder, w, at, j)
 			}

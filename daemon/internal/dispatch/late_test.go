@@ -177,38 +177,49 @@ func TestGivenUpAndCancelled(t *testing.T) {
 // The VM takes it when its job has long been done, by the next attempt: it is
 // ended then, and not only when the VM boots.
 func TestGivenUpAndAcceptedWhenAllWasOver(t *testing.T) {
-	b := newBench(t)
-	b.cfg.AnswerTimeout = time.Hour
-	b.vm.hold = true
-	id := b.add("hello")
-	key := fmt.Sprintf("job/%s/1", id)
-	vm := newLate(b.vm, pipe.KindJob, nil)
-	start := func() (stop func()) {
-		d := New(b.cfg, b.unsettled())
-		d.Add(vm)
-		return b.start(d)
+	for name, away := range map[string]bool{"while the daemon runs": false, "while it is away": true} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			b.cfg.AnswerTimeout = time.Hour
+			b.vm.hold = true
+			id := b.add("hello")
+			key := fmt.Sprintf("job/%s/1", id)
+			vm := newLate(b.vm, pipe.KindJob, nil)
+			start := func() (stop func()) {
+				d := New(b.cfg, b.unsettled())
+				d.Add(vm)
+				return b.start(d)
+			}
+			stop := start()
+			<-vm.came
+			stop()
+			// The hello that is read again doesn't list it.
+			b.cfg.Store, b.cfg.Damaged = &damagedStore{b.store, true}, errDamagedRecord
+			stop = start()
+			b.until(id, "running again", func(j job.Job) bool { return j.State == job.Running && j.Attempt == 2 })
+			b.set(func(m *machine) { m.end(string(id), 2) })
+			if j := b.settled(id); j.State != job.Done || j.Attempt != 2 {
+				t.Errorf("%s after %d attempts", j.State, j.Attempt)
+			}
+			if away {
+				stop()
+			}
+			b.set(func(m *machine) { delete(m.forgotten, key) }) // what it didn't have
+			if err := vm.take(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if away {
+				b.cfg.Store = b.store
+				stop = start()
+			}
+			defer stop()
+			b.wait("end of the first attempt", func() (over bool) {
+				b.set(func(m *machine) { over = m.runs[key] == 1 && !m.held[key] && m.forgotten[key] })
+				return over
+			})
+			b.onlyOnce()
+		})
 	}
-	stop := start()
-	<-vm.came
-	stop()
-	// The hello that is read again doesn't list it.
-	b.cfg.Store, b.cfg.Damaged = &damagedStore{b.store, true}, errDamagedRecord
-	stop = start()
-	defer stop()
-	b.until(id, "running again", func(j job.Job) bool { return j.State == job.Running && j.Attempt == 2 })
-	b.set(func(m *machine) { m.end(string(id), 2) })
-	if j := b.settled(id); j.State != job.Done || j.Attempt != 2 {
-		t.Errorf("%s after %d attempts", j.State, j.Attempt)
-	}
-	b.set(func(m *machine) { delete(m.forgotten, key) }) // what it didn't have
-	if err := vm.take(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	b.wait("end of the first attempt", func() (over bool) {
-		b.set(func(m *machine) { over = m.runs[key] == 1 && !m.held[key] && m.forgotten[key] })
-		return over
-	})
-	b.onlyOnce()
 }
 
 // A VM that runs an attempt whose outcome is on record, however it came to

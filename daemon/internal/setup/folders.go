@@ -55,6 +55,10 @@ func (c Config) folders() error {
 	return nil
 }
 
+// nobody is whose everything seems to be that belongs to a user whom the
+// container doesn't know: see user_namespaces(7).
+const nobody = 65534
+
 // noteProject says whose the project is, if that is not whom the folders are
 // given to: a jobs/ that Docker made is nobody's, and tells nothing.
 func (c Config) noteProject() {
@@ -63,7 +67,7 @@ func (c Config) noteProject() {
 		return
 	}
 	uid, gid := ownerOf(info)
-	if uid == 0 || uid == c.UID {
+	if uid == 0 || uid == c.UID || uid == nobody {
 		return
 	}
 	if info, err = os.Stat(c.Jobs); err != nil {
@@ -73,7 +77,7 @@ func (c Config) noteProject() {
 		return // give notes that
 	}
 	fmt.Fprintf(c.Out, "note: the project's folder is of user %d, and %s and %s are given to user %d. "+
-		"If the first is you, set PUID=%d and PGID=%d in .env, then: docker compose up -d\n", uid, c.Jobs, c.Output, c.UID, uid, gid)
+		"If the first is you, and they are to be yours, set PUID=%d and PGID=%d in .env, then: docker compose up -d\n", uid, c.Jobs, c.Output, c.UID, uid, gid)
 }
 
 // giveState gives away the state folder and all in it, which is the daemon's

@@ -122,12 +122,13 @@ func TestOwnersOfTheProject(t *testing.T) {
 		note                string
 	}{
 		{"another's", 1001, 0, 1000, "note: the project's folder is of user 1001, and %s and %s are given to user 1000. " +
-			"If the first is you, set PUID=1001 and PGID=1001 in .env, then: docker compose up -d\n"},
+			"If the first is you, and they are to be yours, set PUID=1001 and PGID=1001 in .env, then: docker compose up -d\n"},
 		{"told before, by jobs/ itself", 1001, 1001, 1000, ""},
 		{"told again", 1001, 1000, 1000, "note: the project's folder is of user 1001, and %s and %s are given to user 1000. " +
-			"If the first is you, set PUID=1001 and PGID=1001 in .env, then: docker compose up -d\n"},
+			"If the first is you, and they are to be yours, set PUID=1001 and PGID=1001 in .env, then: docker compose up -d\n"},
 		{"the daemon's", 1001, 0, 1001, ""},
 		{"root's", 0, 0, 1000, ""},
+		{"one's whom the container doesn't know", 65534, 0, 1000, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c, out := world(t)

@@ -54,6 +54,32 @@ type Project struct {
 	added    int      // Compose files
 }
 
+// Main is a TestMain's: it makes an installation, has begin start it, runs the
+// tests, and leaves nothing behind.
+func Main(m *testing.M, begin func(ctx context.Context, p *Project) error, settings ...string) (code int) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	p, err := New(ctx, settings...)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "error:", err)
+		return 2
+	}
+	defer func() {
+		if code != 0 {
+			p.Explain(ctx)
+		}
+		if err := p.Remove(ctx); err != nil {
+			fmt.Fprintln(os.Stderr, "error: remove the installation:", err)
+			code = max(code, 1)
+		}
+	}()
+	if err := begin(ctx, p); err != nil {
+		fmt.Fprintln(os.Stderr, "error:", err)
+		return 1
+	}
+	return m.Run()
+}
+
 // New makes what an installation needs beside its containers: folders, ports,
 // a person's key. The settings win over those that every test has.
 func New(ctx context.Context, settings ...string) (*Project, error) {
@@ -82,6 +108,10 @@ func New(ctx context.Context, settings ...string) (*Project, error) {
 		Images:         images,
 	}
 	if err := os.Chmod(dir, 0o755); err != nil { // the containers' users pass through it
+		return nil, err
+	}
+	// By it the scripts find what a test that was ended left behind.
+	if err := os.WriteFile(filepath.Join(dir, ".checkout"), []byte(root), 0o644); err != nil {
 		return nil, err
 	}
 	for _, name := range []string{"jobs", "output"} {
