@@ -9,7 +9,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/pem"
-	"flag"
 	"os"
 	"strings"
 	"testing"
@@ -17,21 +16,11 @@ import (
 	"osbuilder/e2e/internal/harness"
 )
 
-var (
-	installation *harness.Project
-	storage      string // the disk beneath its VM's; empty: it has none of its own
-)
+var installation *harness.Project
 
 func TestMain(m *testing.M) {
-	os.Exit(harness.Main(m, func(ctx context.Context, p *harness.Project) (err error) {
+	os.Exit(harness.Main(m, func(ctx context.Context, p *harness.Project) error {
 		installation = p
-		// In memory a disk costs nothing: benchmarks have the machine's own.
-		flag.Parse()
-		if os.Getuid() == 0 && flag.Lookup("test.bench").Value.String() == "" {
-			if storage, err = p.StorageDisk(ctx, 4<<30); err != nil {
-				return err
-			}
-		}
 		return p.Up(ctx)
 	}))
 }

@@ -114,37 +114,55 @@ func (m *machine) fillOutput(ctx context.Context, d time.Duration) error {
 	return free()
 }
 
-// fillHost takes all room of the disk beneath the VM's, until QEMU stands
-// still, and then for d: when there is room again it must go on by itself.
+// fillHost takes all room of the disk beneath the VM's for d: when there is
+// room again the VM must go on by itself.
 func (m *machine) fillHost(ctx context.Context, d time.Duration, done *Injected) error {
 	if m.storage == "" {
 		return nil
 	}
-	// What the VM once used and uses no more, the host still holds: there it could write without asking for room.
-	if _, err := m.agent(ctx, "fstrim /data"); err != nil {
+	// One that boots is waited for.
+	if _, err := m.agent(ctx, "true"); err != nil {
 		return err
 	}
 	done.From = time.Now()
-	free, err := harness.Fill(ctx, m.storage)
+	free, err := m.standStill(ctx)
 	if err != nil {
 		return err
+	}
+	pause(ctx, d)
+	done.To = time.Now()
+	if err := free(); err != nil {
+		return err
+	}
+	return m.status(ctx, "running")
+}
+
+// standStill fills the disk beneath the VM's until QEMU stops the VM. There is
+// room again when free is called; it returns when the VM did what made it stop.
+func (m *machine) standStill(ctx context.Context) (free func() error, err error) {
+	// What the VM once used and uses no more, the host still holds: there it could write without asking for room.
+	if _, err := m.agent(ctx, "fstrim /data"); err != nil {
+		return nil, err
+	}
+	empty, err := harness.Fill(ctx, m.storage)
+	if err != nil {
+		return nil, err
 	}
 	// Jobs may do with what the disk has; this doesn't. Its answer comes when the VM goes on, or not at all.
 	stirred := make(chan struct{})
 	go func() {
 		defer close(stirred)
-		_, _ = m.askAgent(ctx, "dd if=/dev/urandom of=/data/chaos/stir bs=1M count=64 conv=fsync status=none; rm -f /data/chaos/stir", 120)
+		_, _ = m.askAgent(ctx, "dd if=/dev/urandom of=/data/chaos/stir bs=1M count=64 conv=fsync status=none; rm -f /data/chaos/stir", 240)
 	}()
-	err = m.status(ctx, "paused (io-error)")
-	if err == nil {
-		pause(ctx, d)
+	free = func() error {
+		err := empty()
+		<-stirred
+		return err
 	}
-	err = errors.Join(err, free())
-	if done.To = time.Now(); err == nil {
-		err = m.status(ctx, "running")
+	if err := m.status(ctx, "paused (io-error)"); err != nil {
+		return nil, errors.Join(err, free())
 	}
-	<-stirred
-	return err
+	return free, nil
 }
 
 // status waits until QEMU says so of the VM.

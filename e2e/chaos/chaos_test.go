@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"osbuilder/e2e/internal/harness"
+	"osbuilder/internal/testenv"
 )
 
 const (
@@ -100,6 +101,52 @@ func evidence(t *testing.T, m *machine, name string) {
 	for _, out := range outcomes(t, m, name) {
 		log, err := m.agent(t.Context(), fmt.Sprintf("journalctl --no-pager -o short-iso | grep -F %s", out.ID))
 		fmt.Printf("--- the VM's log of %s since it was last reset: %v\n%s\n", out.ID, err, log)
+	}
+}
+
+// The disk beneath the VM's is full, and QEMU stops the VM in the middle of a
+// job. The VM's container and the sidecar say so, and once there is room all
+// goes on by itself, as if nothing had been.
+func TestHostDiskFull(t *testing.T) {
+	m := installation
+	if m.storage == "" {
+		testenv.Lacks(t, "only root can give the VM's storage a small disk of its own")
+	}
+	l := look(t, m)
+	l.drop(Job{Name: "chaos-still", Kind: Long, Lines: 200, Pause: 100 * time.Millisecond})
+	harness.Eventually(t, harness.JobTimeout, "execution", func() bool {
+		all, err := m.executions(t.Context())
+		return err == nil && len(all) > l.before
+	})
+	free, err := m.standStill(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	free = sync.OnceValue(free)
+	defer func() { _ = free() }() // in case that it is still full
+	vmSays := func(what string) func() bool {
+		return func() bool { return strings.Contains(harness.Docker(t, "logs", m.vm), what) }
+	}
+	harness.Eventually(t, harness.StepTimeout, "word of the VM's container",
+		vmSays("qemu: warning: the VM stands still: its disk could not grow, the host has 0 MiB free for it. It goes on by itself when there are 512 MiB"))
+	harness.Eventually(t, harness.StepTimeout, "word of the sidecar", func() bool {
+		return m.p.Logged(t, `"builder can't be reached yet"`, `"rung":"qemu"`,
+			"QEMU stopped the VM because its disk can't grow: the host has 0 MiB free for it", "make room on the disk of Docker's volumes")
+	})
+	if l.ended() > 0 {
+		t.Error("the job came to its end: its VM never stood still")
+	}
+	if err := free(); err != nil {
+		t.Fatal(err)
+	}
+	harness.Eventually(t, harness.StepTimeout, "VM that goes on", vmSays("free again: the VM goes on"))
+	harness.Eventually(t, harness.JobTimeout, "outcome", func() bool { return l.ended() == 1 })
+	r := Check(l.result())
+	for _, v := range r.Violations {
+		t.Error(v)
+	}
+	if r.Attempts != 1 || r.Executions != 1 || r.Found != 200 || r.Cuts > 0 {
+		t.Errorf("%d attempts, %d executions, %d lines, %d cuts", r.Attempts, r.Executions, r.Found, r.Cuts)
 	}
 }
 
