@@ -201,11 +201,16 @@ func spelled(f Facts, text string) string {
 	if strings.Count(words, " ") < 2 {
 		return ""
 	}
-	if n := onlyLine(f, filepath.Join(f.Source, f.Entry), regexp.MustCompile(regexp.QuoteMeta(words))); n > 0 {
+	if n := onlyLine(f, filepath.Join(f.Source, f.Entry), regexp.MustCompile(literally(words))); n > 0 {
 		return fmt.Sprintf("%s:%d", f.Entry, n)
 	}
 	return ""
 }
+
+// literally is an expression that matches a text as it stands. Nix passes on
+// whatever bytes a user wrote. Those that are no UTF-8 no expression may have;
+// where one is read, each counts as U+FFFD.
+func literally(text string) string { return regexp.QuoteMeta(string([]rune(text))) }
 
 // named is the file of a definition that a text names.
 func named(f Facts, text, options string) string {
@@ -236,7 +241,7 @@ func missing(f Facts, text string) string {
 	if _, ok := relative(f, nixlog.Position{File: m[1]}); !ok {
 		return ""
 	}
-	name := regexp.MustCompile(`(?:^|[/" ])` + regexp.QuoteMeta(filepath.Base(m[1])) + `(?:$|[^\w.-])`)
+	name := regexp.MustCompile(`(?:^|[/" ])` + literally(filepath.Base(m[1])) + `(?:$|[^\w.-])`)
 	if n := onlyLine(f, filepath.Join(f.Source, f.Entry), name); n > 0 {
 		return fmt.Sprintf("%s:%d", f.Entry, n)
 	}
@@ -291,7 +296,7 @@ func relative(f Facts, p nixlog.Position) (string, bool) {
 func lineOf(f Facts, file, option string) int {
 	parts := strings.Split(option, ".")
 	for i := range parts {
-		name := regexp.MustCompile(`(?:^|[^\w.'-])` + regexp.QuoteMeta(strings.Join(parts[i:], ".")) + `\s*(?:=|\.|$)`)
+		name := regexp.MustCompile(`(?:^|[^\w.'-])` + literally(strings.Join(parts[i:], ".")) + `\s*(?:=|\.|$)`)
 		if n := onlyLine(f, file, name); n != 0 {
 			return max(n, 0)
 		}

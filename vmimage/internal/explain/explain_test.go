@@ -233,3 +233,18 @@ func FuzzExplain(f *testing.F) {
 		}
 	})
 }
+
+// A configuration of another time's editor: not UTF-8.
+func TestBytesThatAreNoUTF8(t *testing.T) {
+	const said = "this host needs a k\xe9y"
+	got := explain.Explain(explain.Facts{
+		Step: explain.Evaluate, Source: "/jobs/1/drop", Entry: "configuration.nix",
+		Errors: []nixlog.Error{{Message: "error: " + said, Cause: said}},
+		Read: func(string) ([]byte, error) {
+			return []byte("{ ... }:\nthrow \"" + said + "\"\n"), nil
+		},
+	})
+	if got.Class != explain.Evaluation || got.At != "configuration.nix:2" || !strings.HasPrefix(got.Summary, "this host needs a k") {
+		t.Errorf("%+v", got)
+	}
+}
