@@ -130,7 +130,7 @@ func TestHostDiskFull(t *testing.T) {
 	harness.Eventually(t, harness.StepTimeout, "word of the VM's container",
 		vmSays("qemu: warning: the VM stands still: its disk could not grow, the host has 0 MiB free for it. It goes on by itself when there are 512 MiB"))
 	harness.Eventually(t, harness.StepTimeout, "word of the sidecar", func() bool {
-		return m.p.Logged(t, `"builder can't be reached yet"`, `"rung":"qemu"`,
+		return m.p.Logged(t, `"link to the builder lost"`, `"rung":"qemu"`,
 			"QEMU stopped the VM because its disk can't grow: the host has 0 MiB free for it", "make room on the disk of Docker's volumes")
 	})
 	if l.ended() > 0 {

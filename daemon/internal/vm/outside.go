@@ -24,6 +24,16 @@ func outside(c console.Console, err error) error {
 	return &RungError{seenRung(why), fmt.Errorf("%w (%w)", why, broken.Err)}
 }
 
+// stopped is why a VM that was there is not any more, where that can be seen
+// from outside: nil if nothing is known.
+func stopped(c console.Console) error {
+	why := c.Trouble(false)
+	if errors.Is(why, console.ErrPaused) || errors.Is(why, console.ErrEnded) {
+		return why
+	}
+	return nil // of what the console said on the way up
+}
+
 // seenRung returns the rung that is broken when the VM's containers say why.
 func seenRung(why error) Rung {
 	switch {

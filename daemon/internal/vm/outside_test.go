@@ -133,6 +133,44 @@ func TestRungsSeenFromOutside(t *testing.T) {
 	}
 }
 
+// A link that breaks because QEMU stopped the VM, or ended, says so at once, and
+// not only when the next one can't be had.
+func TestStoppedUnderTheLink(t *testing.T) {
+	for state, says := range map[string]string{
+		"paused the host has 3 MiB free for it\n": "QEMU stopped the VM because its disk can't grow: the host has 3 MiB free for it",
+		"ended with status 1\n":                   "QEMU does not run: with status 1",
+		"running\n":                               "",
+		"off\n":                                   "",
+	} {
+		t.Run(state, func(t *testing.T) {
+			srv := vmtest.New(t)
+			p := vmtest.NewPipe(t, srv.Dir())
+			b := newBesides(t)
+			b.put("vm/state", "running\n")
+			b.put("vm/console", "No bootable device.\n") // of a way up that is over
+			timings := quick
+			timings.Keepalive, timings.KeepaliveReply = 20*time.Millisecond, 200*time.Millisecond
+			r := start(t, srv, newSink(pipe.Position{}), timings, b.config)
+			r.sink.untilUp(t, 1)
+			b.put("vm/state", state)
+			srv.Freeze()
+			untilLogged(t, r.logs, "link to the builder lost")
+			b.put("vm/state", "running\n")
+			fields := r.logs.FilterMessage("link to the builder lost").All()[0].ContextMap()
+			said, _ := fields["error"].(string)
+			want := vm.RungQEMU
+			if says == "" {
+				want, says = vm.RungLink, "the VM went silent"
+			}
+			if fields["rung"] != string(want) || !strings.Contains(said, says) || !strings.Contains(said, "the VM went silent") {
+				t.Errorf("it says %v, want rung %q and %q", fields, want, says)
+			}
+			r.sink.untilUp(t, 2)
+			r.sink.untilAt(t, p.End())
+		})
+	}
+}
+
 // What is seen from outside explains that the VM is out of reach, and nothing
 // else: not a key that is wrong, and not a VM that starts.
 func TestOutsideExplainsNoMoreThanItCan(t *testing.T) {

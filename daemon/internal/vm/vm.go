@@ -231,7 +231,12 @@ func (b *Builder) session(ctx context.Context, trouble *reporter) (time.Duration
 	err = f.run(ctx, current, position, w)
 	w.stop(l)
 	l.close(err)
-	b.down(l.reason())
+	cause := l.reason()
+	if why := stopped(b.cfg.Console); why != nil && errors.Is(err, ErrDown) {
+		err = &RungError{seenRung(why), fmt.Errorf("%w (%w)", why, err)}
+		cause = err
+	}
+	b.down(cause)
 	return max(time.Since(since), 1), err
 }
 
