@@ -226,7 +226,7 @@ func image(t *testing.T, r harness.Result, from, method, marker string) {
 // that failed with its last lines.
 func TestConfigurationThatFails(t *testing.T) {
 	useFixture(t)
-	for _, tt := range []struct{ name, text, class, at, says string }{
+	tests := []struct{ name, text, class, at, says string }{
 		{"undefined", "{ ... }: {\n  networking.hostName = nobody;\n}\n", "evaluation", "undefined.nix:2", "undefined variable 'nobody'"},
 		{"syntax", "{ ... }: {\n  networking.hostName = ;\n}\n", "evaluation", "syntax.nix:2", "syntax error"},
 		{"broken-build", "{ pkgs, ... }: {\n  environment.systemPackages = [ pkgs.broken ];\n}\n", "build", "", "broken"},
@@ -235,9 +235,12 @@ func TestConfigurationThatFails(t *testing.T) {
 		{"unreachable", "{ pkgs, ... }: {\n  environment.systemPackages = [ pkgs.unreachable ];\n}\n", "network", "", "example.invalid"},
 		{"world", "{ pkgs, ... }: {\n  environment.systemPackages = [ pkgs.fake-world ];\n}\n", "cache", "", "no binary cache can be reached"},
 		{"wants-kvm", "{ pkgs, ... }: {\n  environment.systemPackages = [ pkgs.needs-kvm ];\n}\n", "unsupported", "", "kvm"},
-	} {
+	}
+	for _, tt := range tests { // as many at a time as there are slots
+		installation.Drop(t, tt.name+".nix", tt.text)
+	}
+	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			installation.Drop(t, tt.name+".nix", tt.text)
 			r := installation.Outcome(t, tt.name)
 			said := reportOf(t, r)
 			if r.Status != "failed" || len(r.Artifacts) > 0 || said.Error == nil {
