@@ -65,6 +65,26 @@ func (l *late) take(ctx context.Context) error {
 	return l.machine.Send(ctx, data)
 }
 
+// sent is a bench whose daemon was stopped when it had sent a job, and whose VM
+// takes that request in front of the one that before names.
+func sent(t *testing.T, before func(pipe.Header) bool) (b *bench, vm *late, id job.ID, start func() (stop func())) {
+	t.Helper()
+	b = newBench(t)
+	b.cfg.AnswerTimeout = time.Hour
+	b.vm.hold = true
+	id = b.add("hello")
+	vm = newLate(b.vm, pipe.KindJob, before)
+	start = func() (stop func()) {
+		d := New(b.cfg, b.unsettled())
+		d.Add(vm)
+		return b.start(d)
+	}
+	stop := start()
+	<-vm.came
+	stop()
+	return b, vm, id, start
+}
+
 // A request was given up in doubt, and the VM takes it all the same: what it
 // makes of it is ended there, so that it keeps no slot, and the next attempt
 // goes on.
@@ -74,20 +94,8 @@ func TestGivenUpAndAcceptedAllTheSame(t *testing.T) {
 		"before it is told, and nobody read that": true,
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := newBench(t)
-			b.cfg.AnswerTimeout = time.Hour
-			b.vm.hold = true
-			id := b.add("hello")
+			b, vm, id, start := sent(t, func(h pipe.Header) bool { return unread && h.Kind != pipe.KindJob && h.Attempt == 1 })
 			key := fmt.Sprintf("job/%s/1", id)
-			vm := newLate(b.vm, pipe.KindJob, func(h pipe.Header) bool { return unread && h.Kind != pipe.KindJob && h.Attempt == 1 })
-			start := func() (stop func()) {
-				d := New(b.cfg, b.unsettled())
-				d.Add(vm)
-				return b.start(d)
-			}
-			stop := start()
-			<-vm.came
-			stop()
 			if unread {
 				b.hole = func(e pipe.Entry) bool {
 					return e.Event.Accepted != nil && e.Event.Accepted.Request == key || e.Event.Attempt == 1 && e.Event.Finished == nil
@@ -95,7 +103,7 @@ func TestGivenUpAndAcceptedAllTheSame(t *testing.T) {
 			}
 			// The hello that is read again doesn't list it.
 			b.cfg.Store, b.cfg.Damaged = &damagedStore{b.store, true}, errDamagedRecord
-			stop = start()
+			stop := start()
 			defer stop()
 			b.until(id, "running again", func(j job.Job) bool { return j.State == job.Running && j.Attempt == 2 })
 			if !unread {
@@ -179,23 +187,11 @@ func TestGivenUpAndCancelled(t *testing.T) {
 func TestGivenUpAndAcceptedWhenAllWasOver(t *testing.T) {
 	for name, away := range map[string]bool{"while the daemon runs": false, "while it is away": true} {
 		t.Run(name, func(t *testing.T) {
-			b := newBench(t)
-			b.cfg.AnswerTimeout = time.Hour
-			b.vm.hold = true
-			id := b.add("hello")
+			b, vm, id, start := sent(t, nil)
 			key := fmt.Sprintf("job/%s/1", id)
-			vm := newLate(b.vm, pipe.KindJob, nil)
-			start := func() (stop func()) {
-				d := New(b.cfg, b.unsettled())
-				d.Add(vm)
-				return b.start(d)
-			}
-			stop := start()
-			<-vm.came
-			stop()
 			// The hello that is read again doesn't list it.
 			b.cfg.Store, b.cfg.Damaged = &damagedStore{b.store, true}, errDamagedRecord
-			stop = start()
+			stop := start()
 			b.until(id, "running again", func(j job.Job) bool { return j.State == job.Running && j.Attempt == 2 })
 			b.set(func(m *machine) { m.end(string(id), 2) })
 			if j := b.settled(id); j.State != job.Done || j.Attempt != 2 {
