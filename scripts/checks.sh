@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# checks.sh lint|unit|seeds|fuzz|e2e-build|soak: the checks that need no engine. Also what make test runs beside the building of images.
+# checks.sh lint|unit|fuzz|e2e-build|soak: the checks that need no engine. «beside» are those that make test runs beside the building
+# of images and the end-to-end test.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -16,7 +17,8 @@ tool() {
   file=$OWN/bin/$1-$key
   if [ ! -x "$file" ]; then
     mkdir -p "$OWN/bin"
-    (cd tools && go build -trimpath -ldflags '-s -w' -o "$file.new" "$2") >&2
+    # Without -trimpath, so that the standard library of the unit tests' programs is this one's too.
+    (cd tools && go build -ldflags '-s -w' -o "$file.new" "$2") >&2
     mv "$file.new" "$file"
   fi
   printf '%s' "$file"
@@ -47,30 +49,6 @@ fuzz() {
   return $rc
 }
 
-# fuzz_seeds: a fuzz test that has lost its seeds still passes, and tests next to nothing. So each is run, and must have been given
-# some, by f.Add or as files in testdata/fuzz: that there is a line with f.Add says nothing, its loop may find no files any more.
-fuzz_seeds() {
-  local folders out rc=0 program
-  folders=$(fuzz_targets | cut -d' ' -f1 | sort -u)
-  [ -n "$folders" ] || return 0
-  # shellcheck disable=SC2016 # awk's own variables
-  program='
-    $1 == "===" && $2 == "RUN" && $3 !~ /\// { if (!($3 in seeds)) seeds[$3] = 0 }
-    $1 == "===" && $2 == "RUN" && $3 ~ /\// { sub(/\/.*/, "", $3); seeds[$3]++ }
-    $1 == "ok" || $1 == "FAIL" && NF > 1 {
-      for (name in seeds) if (!seeds[name]) { print $2 ": " name " has no seeds. Add some with f.Add, or as files in testdata/fuzz/" name "."; bare = 1 }
-      split("", seeds)
-    }
-    END { exit bare }'
-  # shellcheck disable=SC2086 # one word each: the project's names have no spaces
-  out=$(go test -race -vet off -count 1 -v -run '^Fuzz' $folders 2>&1) || rc=$?
-  if [ $rc -ne 0 ]; then
-    printf '%s\n' "$out"
-    return $rc
-  fi
-  printf '%s\n' "$out" | awk "$program"
-}
-
 lint() {
   local shell rc=0 golangci shfmt
   golangci=$(tool golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint)
@@ -84,6 +62,24 @@ lint() {
   return $rc
 }
 
+# beside: one after another, what each says in a log of its own. Images and end-to-end test are one long chain of short commands,
+# most of which only wait for a core where compilers take both: they went first by a factor of ten, so these give way. Linux has a
+# share of the processor for each session, in which nice counts only within it, and it can be nice as well.
+beside() {
+  local name start
+  if [ -w /proc/self/autogroup ]; then echo 10 >/proc/self/autogroup || true; fi
+  for name in e2e-build unit lint; do
+    start=$(date +%s)
+    if scripts/checks.sh $name >"$LOGS/$name.log" 2>&1 </dev/null; then
+      printf '%s\t%s\tok\n' $name $(($(date +%s) - start)) >>"$LOGS/times"
+      note "[$name] passed after $(($(date +%s) - start)) s"
+    else
+      printf '%s\t%s\tfailed\n' $name $(($(date +%s) - start)) >>"$LOGS/times"
+      note "[$name] FAILED after $(($(date +%s) - start)) s; its output follows at the end"
+    fi
+  done
+}
+
 need_go
 case ${1:-} in
   lint)
@@ -93,12 +89,12 @@ case ${1:-} in
   unit)
     have gcc || have cc || need_packages "The race detector" gcc libc6-dev
     if lacks_sshd; then need_packages "The test of the link" openssh-server inotify-tools; fi
-    go test -race -vet off ./... # lint vets
-    fuzz_seeds
+    # Lint vets. Ten minutes for a package, which is Go's own bound, are too few on a slow machine that does other things as well.
+    go test -race -vet off -timeout 30m -exec "'$ROOT/scripts/seeded.sh'" ./...
     ;;
-  seeds) fuzz_seeds ;;
   fuzz) fuzz ;;
   e2e-build) go test -race -vet off -tags e2e -c -o /dev/null ./e2e/... ;;
+  beside) beside ;;
   soak) go test -tags soak -count 1 -timeout 0 -run Soak -v ./daemon -args -minutes "${MINUTES:-60}" ;;
-  *) die "checks.sh does not know «${1:-}»." "It knows lint, unit, seeds, fuzz, e2e-build and soak." ;;
+  *) die "checks.sh does not know «${1:-}»." "It knows lint, unit, fuzz, e2e-build and soak." ;;
 esac
