@@ -81,6 +81,7 @@ func (a *attendant) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	noted := ok
 	if !ok {
 		result, ok, err = a.remembered(ctx)
 		if err != nil {
@@ -91,6 +92,11 @@ func (a *attendant) run(ctx context.Context) error {
 		return a.lost(ctx)
 	}
 	o := outcome{Started: true, Finished: result.finished(*a.ran, a.timeout())}
+	if !noted && o.Finished.Status == pipe.StatusFailed && o.Finished.Reason == "" {
+		// What stopped the hook may have stopped the job, and kept its own words out of its log.
+		o.Finished.Reason = "as it ended nothing could be written down: there was no space left on the VM's data disk, or the VM was too busy; " +
+			"the end of its output may be missing"
+	}
 	if err := a.bounded(&o.Finished); err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -283,11 +284,24 @@ func TestResultFromMemory(t *testing.T) {
 	}
 }
 
+// A job that fails so says why it may have, since its own words may be lost.
+func TestFailureFromMemory(t *testing.T) {
+	m := newMachine(t)
+	m.cfg.Units = forgetful{forgotten: new(atomic.Bool), exit: 1}
+	m.start()
+	accepted(t, m.send(1, jobHeader("a", 1), "exit 1\n"))
+	f := m.finished("a")
+	if f.Status != pipe.StatusFailed || f.ExitCode == nil || *f.ExitCode != 1 || !strings.Contains(f.Reason, "no space left on the VM's data disk") {
+		t.Errorf("finished %+v", f)
+	}
+}
+
 // forgetful are units whose hook finds its disk full, of a systemd that
 // remembers them.
 type forgetful struct {
 	ProcessUnits
 	forgotten *atomic.Bool
+	exit      int
 }
 
 func (u forgetful) Start(ctx context.Context, spec Spec) error {
@@ -301,7 +315,7 @@ func (u forgetful) Remembered(context.Context, Spec) (Result, bool, error) {
 	if u.forgotten.Load() {
 		return Result{}, false, nil
 	}
-	return Result{ServiceResult: "exit-code", ExitCode: "exited", ExitStatus: "0", Uptime: 1}, true, nil
+	return Result{ServiceResult: "exit-code", ExitCode: "exited", ExitStatus: strconv.Itoa(u.exit), Uptime: 1}, true, nil
 }
 
 func (u forgetful) Forget(context.Context, Spec) error {
