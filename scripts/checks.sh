@@ -62,22 +62,33 @@ lint() {
   return $rc
 }
 
-# beside: one after another, what each says in a log of its own. Images and end-to-end test are one long chain of short commands,
-# most of which only wait for a core where compilers take both: they went first by a factor of ten, so these give way. Linux has a
-# share of the processor for each session, in which nice counts only within it, and it can be nice as well.
+# beside: one after another, what each says in a log of its own. What only compiles gives way to the images, which are a chain of short
+# commands, most of which would only wait for a core. Tests don't: starved ones run out of patience.
 beside() {
-  local name start
-  if [ -w /proc/self/autogroup ]; then echo 10 >/proc/self/autogroup || true; fi
-  for name in e2e-build unit lint; do
-    start=$(date +%s)
-    if scripts/checks.sh $name >"$LOGS/$name.log" 2>&1 </dev/null; then
-      printf '%s\t%s\tok\n' $name $(($(date +%s) - start)) >>"$LOGS/times"
-      note "[$name] passed after $(($(date +%s) - start)) s"
-    else
-      printf '%s\t%s\tfailed\n' $name $(($(date +%s) - start)) >>"$LOGS/times"
-      note "[$name] FAILED after $(($(date +%s) - start)) s; its output follows at the end"
-    fi
-  done
+  share 5
+  logged e2e-build nice -n 5
+  logged lint nice -n 5
+  share 0
+  logged unit
+}
+
+# share NICE: of the processor, for this session. Linux has one for each, within which alone nice counts.
+share() {
+  if [ -w /proc/self/autogroup ]; then echo "$1" >/proc/self/autogroup || true; fi
+}
+
+# logged NAME COMMAND…: a check, run by that command.
+logged() {
+  local name=$1 start
+  shift
+  start=$(date +%s)
+  if "$@" scripts/checks.sh "$name" >"$LOGS/$name.log" 2>&1 </dev/null; then
+    printf '%s\t%s\tok\n' "$name" $(($(date +%s) - start)) >>"$LOGS/times"
+    note "[$name] passed after $(($(date +%s) - start)) s"
+  else
+    printf '%s\t%s\tfailed\n' "$name" $(($(date +%s) - start)) >>"$LOGS/times"
+    note "[$name] FAILED after $(($(date +%s) - start)) s; its output follows at the end"
+  fi
 }
 
 need_go

@@ -24,14 +24,14 @@ finish() {
   unlock
 }
 
-# begin_checks: in the background, and so that all of it can be ended: a session, which also gives way as a whole (see there), or a
-# process group where no command makes sessions.
+# begin_checks: in the background, and so that all of it can be ended: a session, which has its own share of the processor, or a process
+# group where no command makes sessions.
 begin_checks() {
   if have setsid; then
-    setsid nice -n 10 scripts/checks.sh beside &
+    setsid scripts/checks.sh beside &
   else
     set -m
-    nice -n 10 scripts/checks.sh beside &
+    scripts/checks.sh beside &
     set +m
   fi
   CHECKS=$!
