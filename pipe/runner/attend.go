@@ -547,6 +547,10 @@ func (a *attendant) settle(ctx context.Context, o outcome) error {
 		var err error
 		if o.Finished.Report, err = a.report(); err != nil {
 			a.r.logf("job %s: its report is dropped: %v", folder(a.rec.ref()), err)
+			// It would have told why.
+			if o.Finished.Status == pipe.StatusFailed && o.Finished.Reason == "" {
+				o.Finished.Reason = fmt.Sprintf("its report is dropped: %v", err)
+			}
 		}
 	}
 	length, err := a.drain(ctx)

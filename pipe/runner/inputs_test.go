@@ -347,6 +347,8 @@ func TestReport(t *testing.T) {
 		"huge":      {`truncate -s 10G "$REPORT"`, "", "has 10737418240 bytes"},
 		"not UTF-8": {`printf '{"a":"\xff"}' >"$REPORT"`, "", "not UTF-8"},
 		"text":      {`echo hello >"$REPORT"`, "", "not one JSON value"},
+		"cut":       {`echo '{"a":' >"$REPORT"; exit 1`, "", "not one JSON value"},
+		"empty":     {`: >"$REPORT"; exit 1`, "", "no space left on the VM's data disk"},
 		"list":      {`echo '[]' >"$REPORT"`, "", "not a JSON object"},
 		"deep":      {`printf '{"a":%s%s}' "$(printf '[%.0s' {1..20000})" "$(printf ']%.0s' {1..20000})" >"$REPORT"`, "", "not one JSON value"},
 		"two":       {`echo '{}{}' >"$REPORT"`, "", "not one JSON value"},
@@ -360,6 +362,10 @@ func TestReport(t *testing.T) {
 			}
 			if !strings.Contains(m.log.String(), tc.log) {
 				t.Errorf("the log lacks %q", tc.log)
+			}
+			// Who fails and leaves none that can be read is told so; it would have said why.
+			if want := f.Status == pipe.StatusFailed && tc.log != ""; (f.Reason != "") != want || !strings.Contains(f.Reason, tc.log) && want {
+				t.Errorf("%s, reason %q", f.Status, f.Reason)
 			}
 			m.reboot() // it is on record
 			if f := m.finished("j"); string(f.Report) != tc.want {

@@ -42,5 +42,8 @@ func (a *attendant) report() (pipe.Report, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
+	if len(data) == 0 {
+		return nil, errors.New("it is empty: was there no space left on the VM's data disk?")
+	}
 	return pipe.ParseReport(data)
 }
