@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# checks.sh lint|unit|fuzz|e2e-build|soak: the checks that need no engine. «beside» are those that make test runs beside the building
-# of images and the end-to-end test.
+# checks.sh lint|unit|fuzz|e2e-build|soak: the checks that need no engine. Also what make test runs beside the building of images.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -62,35 +61,6 @@ lint() {
   return $rc
 }
 
-# beside: one after another, what each says in a log of its own. What only compiles gives way to the images, which are a chain of short
-# commands, most of which would only wait for a core. Tests don't: starved ones run out of patience.
-beside() {
-  share 5
-  logged e2e-build nice -n 5
-  logged lint nice -n 5
-  share 0
-  logged unit
-}
-
-# share NICE: of the processor, for this session. Linux has one for each, within which alone nice counts.
-share() {
-  if [ -w /proc/self/autogroup ]; then echo "$1" >/proc/self/autogroup || true; fi
-}
-
-# logged NAME COMMAND…: a check, run by that command.
-logged() {
-  local name=$1 start
-  shift
-  start=$(date +%s)
-  if "$@" scripts/checks.sh "$name" >"$LOGS/$name.log" 2>&1 </dev/null; then
-    printf '%s\t%s\tok\n' "$name" $(($(date +%s) - start)) >>"$LOGS/times"
-    note "[$name] passed after $(($(date +%s) - start)) s"
-  else
-    printf '%s\t%s\tfailed\n' "$name" $(($(date +%s) - start)) >>"$LOGS/times"
-    note "[$name] FAILED after $(($(date +%s) - start)) s; its output follows at the end"
-  fi
-}
-
 need_go
 case ${1:-} in
   lint)
@@ -105,7 +75,6 @@ case ${1:-} in
     ;;
   fuzz) fuzz ;;
   e2e-build) go test -race -vet off -tags e2e -c -o /dev/null ./e2e/... ;;
-  beside) beside ;;
   soak) go test -tags soak -count 1 -timeout 0 -run Soak -v ./daemon -args -minutes "${MINUTES:-60}" ;;
   *) die "checks.sh does not know «${1:-}»." "It knows lint, unit, fuzz, e2e-build and soak." ;;
 esac

@@ -91,7 +91,6 @@ var constructs = []construct{
 var allowed = [][3]string{
 	{"engine.sh", "mountpoint -q /sys/fs/cgroup", "start_dockerd is for Linux alone, which start_engine sees to"},
 	{"engine.sh", "setsid dockerd", "the same"},
-	{"test.sh", "setsid scripts/checks.sh", "only where there is one"},
 	{"engine.sh", "have systemctl; then systemctl mask", "Debian's packages are installed on Debian"},
 	{"images.sh", "--transform", "base images are made where mmdebstrap is"},
 	{"lib.sh", "if have sha256sum; then sha256sum", "and shasum else"},

@@ -24,17 +24,19 @@ finish() {
   unlock
 }
 
-# begin_checks: in the background, and so that all of it can be ended: a session, which has its own share of the processor, or a process
-# group where no command makes sessions.
-begin_checks() {
-  if have setsid; then
-    setsid scripts/checks.sh beside &
-  else
-    set -m
-    scripts/checks.sh beside &
-    set +m
-  fi
-  CHECKS=$!
+# checks: in the background, beside the building of images, which mostly waits for the network, and the end-to-end test.
+checks() {
+  local name start
+  for name in unit e2e-build lint; do
+    start=$(date +%s)
+    if scripts/checks.sh $name >"$LOGS/$name.log" 2>&1 </dev/null; then
+      printf '%s\t%s\tok\n' $name $(($(date +%s) - start)) >>"$LOGS/times"
+      note "[$name] passed after $(($(date +%s) - start)) s"
+    else
+      printf '%s\t%s\tfailed\n' $name $(($(date +%s) - start)) >>"$LOGS/times"
+      note "[$name] FAILED after $(($(date +%s) - start)) s; its output follows at the end"
+    fi
+  done
 }
 
 build_maker() { VM_FLAVOUR=nixos compose --progress plain build vmimage; }
@@ -43,7 +45,7 @@ end_to_end() {
   local start rc=0
   start=$(date +%s)
   say "==> End-to-end test"
-  # Two at a time: each waits more than it computes. So do the unit tests beside them.
+  # Two at a time: each waits more than it computes.
   # The naive loop, which breaks what is promised, is part of make test-long.
   killable e2e_log "$LOGS/e2e.log" -p 2 -timeout 45m -skip '^TestNaiveLoopBreaks$' ./e2e/... || rc=$?
   if [ "$rc" -eq 0 ]; then
@@ -80,11 +82,16 @@ BEGAN=$(date +%s)
 rm -f "$LOGS"/{unit,lint,e2e-build,e2e}.log
 find_world "the test"
 packages
-begin_checks
+# A process group of their own, so that all of it can be ended.
+set -m
+checks &
+CHECKS=$!
+set +m
 need_e2e
 BUILT=yes
 build_e2e || BUILT=no
 step maker "Building the container that makes the NixOS VM's image, with Debian's Nix" build_maker || BUILT=no
+# Beside the unit tests: each of the two waits more than it computes, and together they take two thirds of the time.
 [ "$BUILT" = no ] || end_to_end
 say "==> Waiting for lint and unit tests"
 wait "$CHECKS"

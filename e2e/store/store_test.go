@@ -23,7 +23,7 @@ import (
 
 // bootLimit is generous: no KVM, on a machine shared with others. A boot takes
 // about ten seconds.
-const bootLimit = 3 * time.Minute
+const bootLimit = 10 * time.Minute
 
 const mib = 1 << 20
 

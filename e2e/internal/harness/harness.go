@@ -34,8 +34,8 @@ import (
 
 // Bounds, generous: the VM runs without KVM on a machine shared with others.
 const (
-	BootTimeout = 5 * time.Minute
-	JobTimeout  = 4 * time.Minute
+	BootTimeout = 10 * time.Minute
+	JobTimeout  = 10 * time.Minute
 	StepTimeout = 90 * time.Second
 )
 
