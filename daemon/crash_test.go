@@ -14,7 +14,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -121,9 +120,7 @@ type round struct {
 	vm   *vmtest.Server
 	jobs []dropped
 
-	program string // that is both halves
-
-	sidecar, runner *half
+	sidecar, runner *half // this program, each time anew
 	ended           chan ending
 	cancelled       map[string]bool // those jobs that were
 }
@@ -167,9 +164,9 @@ func scratch(t *testing.T) string {
 	return dir
 }
 
-func newRound(t *testing.T, program string, jobs []dropped, sidecar, vm []int64) *round {
+func newRound(t *testing.T, jobs []dropped, sidecar, vm []int64) *round {
 	t.Helper()
-	w := &round{t: t, dir: scratch(t), vm: vmtest.New(t), jobs: jobs, program: program, ended: make(chan ending, 2), cancelled: map[string]bool{}}
+	w := &round{t: t, dir: scratch(t), vm: vmtest.New(t), jobs: jobs, ended: make(chan ending, 2), cancelled: map[string]bool{}}
 	w.vm.Set(func(f *vmtest.Faults) { f.NoInotify = true }) // polling is quicker than another process
 	m := mortal{
 		Dir: w.dir, Pipe: filepath.Join(w.dir, "pipe"), Boot: "boot", Addr: w.vm.Addr(),
@@ -234,7 +231,7 @@ func (w *round) start(ctx context.Context, h *half) {
 	}
 	told, err := json.Marshal(h.mortal)
 	w.must(err)
-	h.cmd = exec.CommandContext(ctx, w.program, asMortal)
+	h.cmd = exec.CommandContext(ctx, os.Args[0], asMortal)
 	h.cmd.Env = []string{"PATH=/usr/local/bin:/usr/bin:/bin", "GOGC=off", "GOMEMLIMIT=256MiB"}
 	h.cmd.Stdin = bytes.NewReader(told)
 	fmt.Fprintf(&h.log, "--- %s starts, to stop at %d\n", h.Role, h.StopAt)
@@ -598,22 +595,6 @@ func (w *round) effects(h *half) int64 {
 	return int64(bytes.Count(data, []byte("\n")))
 }
 
-// program returns what both halves are: this program, or, since the race
-// detector makes a process slow to start, the same without it.
-func buildProgram(t *testing.T) string {
-	t.Helper()
-	info, ok := debug.ReadBuildInfo()
-	if !ok || !slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
-		return os.Args[0]
-	}
-	name := filepath.Join(t.TempDir(), "halves.test")
-	cmd := exec.CommandContext(t.Context(), "go", "test", "-c", "-o", name, ".")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	return name
-}
-
 // tooMany failures end a test: the others would say the same.
 const tooMany = 5
 
@@ -643,12 +624,12 @@ func rounds(t *testing.T, until time.Time, try func(t *testing.T, n int64) bool)
 
 // each stops one half before each effect, one after the other, until it came
 // to its end several times without. It returns the number of the last effect.
-func each(t *testing.T, program, role string, path func() []dropped) int64 {
+func each(t *testing.T, role string, path func() []dropped) int64 {
 	const enough = 3
 	var mu sync.Mutex // guards what follows
 	var last, count, unstopped int64
 	rounds(t, time.Time{}, func(t *testing.T, n int64) bool {
-		w := newRound(t, program, path(), plan(role, "sidecar", n), plan(role, "runner", n))
+		w := newRound(t, path(), plan(role, "sidecar", n), plan(role, "runner", n))
 		w.run()
 		mu.Lock()
 		defer mu.Unlock()
@@ -672,14 +653,15 @@ func plan(role, half string, n int64) []int64 {
 	return nil
 }
 
-// several plays rounds, of which plans says where each half stops.
-func several(t *testing.T, program string, path func() []dropped, plans [][2][]int64) {
+// several plays rounds, of which plans says where each half stops, for at most
+// that long.
+func several(t *testing.T, path func() []dropped, plans [][2][]int64, limit time.Duration) {
 	var count, stopped atomic.Int64
-	rounds(t, time.Now().Add(sampling), func(t *testing.T, n int64) bool {
+	rounds(t, time.Now().Add(limit), func(t *testing.T, n int64) bool {
 		if n > int64(len(plans)) {
 			return false
 		}
-		w := newRound(t, program, path(), plans[n-1][0], plans[n-1][1])
+		w := newRound(t, path(), plans[n-1][0], plans[n-1][1])
 		w.run()
 		count.Add(1)
 		stopped.Add(int64(w.sidecar.crashes + w.runner.crashes))
@@ -690,7 +672,7 @@ func several(t *testing.T, program string, path func() []dropped, plans [][2][]i
 
 var seed = flag.Int64("seed", 0, "of the rounds of TestStopped that are chosen at random; 0: another one each time")
 
-// Every point of the short path is tried, and at random some of the long one,
+// At random a third of the points of the short path are tried, some of the long one,
 // some pairs of a sidecar's and a runner's stop, and some rounds in which both
 // stop several times. With the tag "long" it is every point and every pair.
 func TestStopped(t *testing.T) {
@@ -699,10 +681,9 @@ func TestStopped(t *testing.T) {
 	}
 	t.Logf("seed %d", *seed)
 	random := rand.New(rand.NewPCG(uint64(*seed), 0))
-	program := buildProgram(t)
 	count := func(path func() []dropped) (n [2]int64) {
 		t.Run("count", func(t *testing.T) {
-			w := newRound(t, program, path(), nil, nil)
+			w := newRound(t, path(), nil, nil)
 			w.run()
 			n = [2]int64{w.effects(w.sidecar), w.effects(w.runner)}
 			t.Logf("the sidecar has %d effects, the runner %d", n[0], n[1])
@@ -711,17 +692,26 @@ func TestStopped(t *testing.T) {
 	}
 	short, long := count(shortPath), count(longPath)
 	for i, role := range []string{"sidecar", "runner"} {
-		t.Run("short path/"+role, func(t *testing.T) { each(t, program, role, shortPath) })
-		t.Run("long path/"+role, func(t *testing.T) {
-			if everything {
-				each(t, program, role, longPath)
-				return
-			}
-			var plans [][2][]int64
-			for _, n := range random.Perm(int(long[i])) {
+		// points are some of a path's, in another order each time.
+		points := func(path [2]int64, share int) (plans [][2][]int64) {
+			for _, n := range random.Perm(int(path[i])) {
 				plans = append(plans, [2][]int64{plan(role, "sidecar", int64(n)+1), plan(role, "runner", int64(n)+1)})
 			}
-			several(t, program, longPath, plans[:len(plans)/5])
+			return plans[:len(plans)/share]
+		}
+		t.Run("short path/"+role, func(t *testing.T) {
+			if everything {
+				each(t, role, shortPath)
+			} else {
+				several(t, shortPath, points(short, 3), time.Hour)
+			}
+		})
+		t.Run("long path/"+role, func(t *testing.T) {
+			if everything {
+				each(t, role, longPath)
+			} else {
+				several(t, longPath, points(long, 5), sampling)
+			}
 		})
 	}
 	t.Run("pairs", func(t *testing.T) {
@@ -729,7 +719,7 @@ func TestStopped(t *testing.T) {
 		for _, n := range random.Perm(int(short[0] * short[1])) {
 			plans = append(plans, [2][]int64{{int64(n)%short[0] + 1}, {int64(n)/short[0] + 1}})
 		}
-		several(t, program, shortPath, plans[:min(len(plans), pairs)])
+		several(t, shortPath, plans[:min(len(plans), pairs)], sampling)
 	})
 	t.Run("again", func(t *testing.T) {
 		plans := make([][2][]int64, again)
@@ -740,6 +730,6 @@ func TestStopped(t *testing.T) {
 				}
 			}
 		}
-		several(t, program, shortPath, plans)
+		several(t, shortPath, plans, sampling)
 	})
 }

@@ -117,46 +117,6 @@ func noHalfImage(t *testing.T, name string, size int64) {
 	})
 }
 
-// The sidecar dies after it took the drop, before the VM could get it.
-func TestKilledAfterTaken(t *testing.T) {
-	p := installation
-	noHalfImage(t, "killed-taken", 1)
-	p.Connect(t) // the VM is up
-	vm := p.Container(t, "vm")
-	harness.Docker(t, "pause", vm)
-	paused := true
-	t.Cleanup(func() {
-		if paused {
-			harness.Docker(t, "unpause", vm)
-		}
-	})
-	p.Drop(t, "killed-taken.sh", numbered(20, 1))
-	p.ID(t, "killed-taken.sh")
-	p.Kill9(t)
-	harness.Docker(t, "unpause", vm)
-	paused = false
-	endedOnce(t, "killed-taken", 20)
-}
-
-// The sidecar dies as soon as the VM has said "accepted".
-func TestKilledAfterAccepted(t *testing.T) {
-	p := installation
-	noHalfImage(t, "killed-accepted", 1)
-	p.Drop(t, "killed-accepted.sh", numbered(100, 1))
-	request := "job/" + p.ID(t, "killed-accepted.sh") + "/1"
-	client := p.Connect(t)
-	harness.Eventually(t, harness.JobTimeout, "accepted request", func() bool {
-		for _, e := range harness.Events(t, client) {
-			if e.Accepted.Request == request {
-				return true
-			}
-		}
-		return false
-	})
-	p.Kill9(t)
-	endedOnce(t, "killed-accepted", 100)
-}
-
 // The sidecar dies while lines of the job come in.
 func TestKilledInMidJob(t *testing.T) {
 	p := installation
@@ -165,36 +125,6 @@ func TestKilledInMidJob(t *testing.T) {
 	harness.Eventually(t, harness.JobTimeout, "lines of the job", func() bool { return p.Logged(t, `"killed-running"`, "line 20 of ") })
 	p.Kill9(t)
 	endedOnce(t, "killed-running", 100)
-}
-
-// The sidecar dies in the middle of a download, and goes on with it.
-func TestKilledInDownload(t *testing.T) {
-	p := installation
-	const size = 48
-	noHalfImage(t, "killed-download", size)
-	p.Drop(t, "killed-download.sh", numbered(5, size))
-	harness.Eventually(t, harness.JobTimeout, "partial download", func() bool {
-		files, err := filepath.Glob(p.Output(".partial", "*", "image.bin*"))
-		if err != nil || len(files) == 0 {
-			return false
-		}
-		info, err := os.Stat(files[0])
-		return err == nil && info.Size() > 1<<20 && info.Size() < size<<20
-	})
-	p.Kill9(t)
-	endedOnce(t, "killed-download", 5)
-}
-
-// A restart by hand in the middle of a job is nothing special.
-func TestRestartInMidJob(t *testing.T) {
-	p := installation
-	noHalfImage(t, "restarted", 1)
-	p.Drop(t, "restarted.sh", numbered(200, 1))
-	harness.Eventually(t, harness.JobTimeout, "start of the job", func() bool { return p.Logged(t, "job started", `"restarted"`) })
-	if _, err := p.Compose(t.Context(), "restart", "sidecar"); err != nil {
-		t.Fatal(err)
-	}
-	endedOnce(t, "restarted", 200)
 }
 
 // The VM powers itself off under a job and comes back with its disk: the job

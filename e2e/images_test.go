@@ -182,15 +182,6 @@ func TestFolderBecomesImage(t *testing.T) {
 	}
 }
 
-// The other format, and a mark that the installer's own module was in it.
-func TestInstallerImage(t *testing.T) {
-	useFixture(t)
-	set(t, "FORMAT=install-iso")
-	defer set(t, "FORMAT=iso")
-	installation.Drop(t, "installer.nix", "{ boot.marker = \"MARKER of an installer\"; }\n")
-	image(t, installation.Outcome(t, "installer"), nixpkgs, "image.modules", "MARKER of an installer")
-}
-
 // image checks the outcome of a configuration: one ISO, whole, that boots to
 // the fixture's word and to marker, and a result.json that says how it came to be.
 func image(t *testing.T, r harness.Result, from, method, marker string) {
@@ -263,26 +254,16 @@ func TestConfigurationThatFails(t *testing.T) {
 func TestNoBuilderIsLeft(t *testing.T) {
 	p := installation
 	client := p.Connect(t)
-	until := func(what string, done func(int) bool) {
-		t.Helper()
-		harness.Eventually(t, harness.StepTimeout, what, func() bool { return done(daemonProcesses(t, client)) })
-	}
-	idle := func(n int) bool { return n <= 1 }
-	for _, tt := range []struct{ name, end string }{
-		{"left-behind", "exit 0"},
-		{"killed-client", "kill -KILL $!\nwait\nexit 0"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			p.Drop(t, tt.name+".sh", endless+tt.end+"\n")
-			if r := p.Outcome(t, tt.name); r.Status != "succeeded" || !strings.Contains(r.Log, "it builds now") {
-				t.Fatalf("status %s: %s\n%s", r.Status, r.Reason, r.Log)
-			}
-			until("end of the build", idle)
-		})
-	}
+	t.Run("killed client", func(t *testing.T) {
+		p.Drop(t, "killed-client.sh", endless+"kill -KILL $!\nwait\nexit 0\n")
+		if r := p.Outcome(t, "killed-client"); r.Status != "succeeded" || !strings.Contains(r.Log, "it builds now") {
+			t.Fatalf("status %s: %s\n%s", r.Status, r.Reason, r.Log)
+		}
+		untilIdle(t, client)
+	})
 	t.Run("cancelled", func(t *testing.T) {
 		p.Drop(t, "cancelled.sh", endless+"wait\n")
-		until("running build", func(n int) bool { return n > 1 })
+		untilBuilding(t, client)
 		// Up to the line that says that it builds, whatever is under way.
 		harness.Eventually(t, harness.StepTimeout, "line of the build", func() bool { return p.Logged(t, `"job":"cancelled"`, "it builds now") })
 		if out := p.Osbuilder(t, "jobs"); !strings.Contains(out, "  cancelled  running ") {
@@ -296,39 +277,22 @@ func TestNoBuilderIsLeft(t *testing.T) {
 		if r.Status != "cancelled" || r.Reason != "by the test" || r.Attempts != 1 || !strings.Contains(r.Log, "it builds now") {
 			t.Fatalf("status %s: %s\n%s", r.Status, r.Reason, r.Log)
 		}
-		until("end of the build", idle)
+		untilIdle(t, client)
 		t.Logf("cancelled, and no builder left, after %s", time.Since(asked).Round(time.Millisecond))
 		if out := p.Osbuilder(t, "show", r.Job); !strings.Contains(out, "cancel-asked") || !strings.Contains(out, "published-cancelled") {
 			t.Errorf("osbuilder show: %s", out)
 		}
 	})
-	t.Run("cancelled though it ignores SIGTERM", func(t *testing.T) {
-		p.Drop(t, "stubborn.sh", "trap '' TERM\necho it goes on\nwhile :; do sleep 1; done\n")
-		harness.Eventually(t, harness.StepTimeout, "line of the job", func() bool { return p.Logged(t, `"job":"stubborn"`, "it goes on") })
-		asked := time.Now()
-		p.Osbuilder(t, "cancel", "stubborn")
-		if r := p.Outcome(t, "stubborn"); r.Status != "cancelled" || r.Reason != "cancelled by hand" {
-			t.Errorf("status %s: %s\n%s", r.Status, r.Reason, r.Log)
-		}
-		t.Logf("cancelled after %s", time.Since(asked).Round(time.Millisecond))
-	})
-	t.Run("too much memory", func(t *testing.T) {
-		// More than a job may hold, and less than the VM has.
-		p.Drop(t, "hungry.sh", "perl -e '$held = \"x\" x 1_700_000_000; print \"not ended\\n\"'\n")
-		if r := p.Outcome(t, "hungry"); r.Status != "failed" || !strings.Contains(r.Reason, "memory") {
-			t.Errorf("status %s: %s\n%s", r.Status, r.Reason, r.Log)
-		}
-	})
-	t.Run("timeout", func(t *testing.T) {
-		set(t, "JOB_TIMEOUT=30s")
-		defer set(t, "JOB_TIMEOUT=6h")
-		p.Drop(t, "too-long.sh", endless+"wait\n")
-		until("running build", func(n int) bool { return n > 1 })
-		if r := p.Outcome(t, "too-long"); r.Status != "timeout" || !strings.Contains(r.Log, "it builds now") {
-			t.Fatalf("status %s: %s\n%s", r.Status, r.Reason, r.Log)
-		}
-		until("end of the build", idle)
-	})
+}
+
+func untilBuilding(t *testing.T, client *ssh.Client) {
+	t.Helper()
+	harness.Eventually(t, harness.StepTimeout, "running build", func() bool { return daemonProcesses(t, client) > 1 })
+}
+
+func untilIdle(t *testing.T, client *ssh.Client) {
+	t.Helper()
+	harness.Eventually(t, harness.StepTimeout, "end of the build", func() bool { return daemonProcesses(t, client) <= 1 })
 }
 
 // endless starts a build without an end and waits until it runs.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# checks.sh lint|unit|fuzz|e2e-build|soak: the checks that need no engine. Also what make test runs beside the building of images.
+# checks.sh lint|vet|unit|fuzz|e2e-build|soak: the checks that need no engine. Also what make test runs beside the building of images.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -48,12 +48,32 @@ fuzz() {
   return $rc
 }
 
+# lint: all of it. To build golangci-lint takes a bare machine longer than anything else that make test builds.
 lint() {
-  local shell rc=0 golangci shfmt
+  local rc=0 golangci
   golangci=$(tool golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint)
+  "$golangci" run ./... || rc=1
+  lint_shell || rc=1
+  return $rc
+}
+
+# vet: what of it is quick. With the race detector, since for it everything is compiled already.
+vet() {
+  local rc=0 unformatted
+  unformatted=$(files -z '*.go' | xargs -0 gofmt -l) || rc=1
+  if [ -n "$unformatted" ]; then
+    printf 'not formatted by gofmt:\n%s\n' "$unformatted"
+    rc=1
+  fi
+  go vet -race -tags e2e,long,soak ./... || rc=1
+  lint_shell || rc=1
+  return $rc
+}
+
+lint_shell() {
+  local shell rc=0 shfmt
   shfmt=$(tool shfmt mvdan.cc/sh/v3/cmd/shfmt)
   shell=$(shell_files)
-  "$golangci" run ./... || rc=1
   # shellcheck disable=SC2086 # one word each: the project's names have no spaces
   shellcheck -x $shell || rc=1
   # shellcheck disable=SC2086
@@ -63,18 +83,18 @@ lint() {
 
 need_go
 case ${1:-} in
-  lint)
+  lint | vet)
     have shellcheck || need_packages "The lint of shell scripts" shellcheck
-    lint
+    "$1"
     ;;
   unit)
     have gcc || have cc || need_packages "The race detector" gcc libc6-dev
     if lacks_sshd; then need_packages "The test of the link" openssh-server inotify-tools; fi
-    # Lint vets. Ten minutes for a package, which is Go's own bound, are too few on a slow machine that does other things as well.
+    # Vetted apart. Ten minutes for a package, which is Go's own bound, are too few on a slow machine that does other things as well.
     go test -race -vet off -timeout 30m -exec "'$ROOT/scripts/seeded.sh'" ./...
     ;;
   fuzz) fuzz ;;
   e2e-build) go test -race -vet off -tags e2e -c -o /dev/null ./e2e/... ;;
   soak) go test -tags soak -count 1 -timeout 0 -run Soak -v ./daemon -args -minutes "${MINUTES:-60}" ;;
-  *) die "checks.sh does not know «${1:-}»." "It knows lint, unit, fuzz, e2e-build and soak." ;;
+  *) die "checks.sh does not know «${1:-}»." "It knows lint, vet, unit, fuzz, e2e-build and soak." ;;
 esac

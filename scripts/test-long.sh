@@ -30,6 +30,8 @@ trap end_killable EXIT
 trap 'exit 143' INT TERM HUP
 : >"$TABLE"
 
+long lint scripts/checks.sh lint
+long e2e scripts/e2e-long.sh
 long chaos-1 env SEED=1 JOBS=200 scripts/chaos.sh
 long chaos-2 env SEED=2 JOBS=200 scripts/chaos.sh
 long chaos-3 env SEED=3 JOBS=200 scripts/chaos.sh

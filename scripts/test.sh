@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# make test: lint, unit tests and the end-to-end test with real containers and a real VM, from whatever this machine has.
+# make test: vet, unit tests and the end-to-end test with real containers and a real VM, from whatever this machine has.
 # Project name, image names, ports and folders are its own: an installation on the same machine is not touched.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -27,7 +27,7 @@ finish() {
 # checks: in the background, beside the building of images, which mostly waits for the network, and the end-to-end test.
 checks() {
   local name start
-  for name in unit e2e-build lint; do
+  for name in unit e2e-build vet; do
     start=$(date +%s)
     if scripts/checks.sh $name >"$LOGS/$name.log" 2>&1 </dev/null; then
       printf '%s\t%s\tok\n' $name $(($(date +%s) - start)) >>"$LOGS/times"
@@ -57,7 +57,7 @@ end_to_end() {
 
 summary() {
   local name
-  for name in lint unit e2e-build; do
+  for name in vet unit e2e-build; do
     if grep -q "^$name.*failed\$" "$LOGS/times"; then
       say ""
       say "==> What $name said (.osbuilder/log/$name.log), its end:"
@@ -79,7 +79,7 @@ trap finish EXIT
 trap 'exit 143' INT TERM HUP
 BEGAN=$(date +%s)
 : >"$LOGS/times"
-rm -f "$LOGS"/{unit,lint,e2e-build,e2e}.log
+rm -f "$LOGS"/{unit,vet,e2e-build,e2e}.log
 find_world "the test"
 packages
 # A process group of their own, so that all of it can be ended.
@@ -93,7 +93,7 @@ build_e2e || BUILT=no
 step maker "Building the container that makes the NixOS VM's image, with Debian's Nix" build_maker || BUILT=no
 # Beside the unit tests: each of the two waits more than it computes, and together they take two thirds of the time.
 [ "$BUILT" = no ] || end_to_end
-say "==> Waiting for lint and unit tests"
+say "==> Waiting for vet and unit tests"
 wait "$CHECKS"
 CHECKS=
 summary

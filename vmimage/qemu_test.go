@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -169,6 +170,30 @@ echo "Linux version" >>"${log%,logappend=on}"`
 	for name, want := range map[string]string{"console": "Linux version\n", "state-at-start": "running\n"} {
 		if got, err := os.ReadFile(filepath.Join(m.status, name)); string(got) != want {
 			t.Errorf("%s: %q, want %q (%v)", name, got, want, err)
+		}
+	}
+}
+
+// Without KVM the processor claims no fast `rep movsb`, in our container and in
+// qemux/qemu, which adds CPU_FLAGS to its own; what the user adds comes last.
+func TestCPUFlags(t *testing.T) {
+	if runtime.GOARCH != "amd64" {
+		t.Log("the flags are an x86_64 processor's")
+		return
+	}
+	for env, want := range map[string]string{
+		"CPU_FLAGS=":        "erms=off,fsrm=off",
+		"CPU_FLAGS=pmu=off": "erms=off,fsrm=off,pmu=off",
+	} {
+		m := newMachine(t, iso(true, false), `echo "$*"`)
+		for name, script := range map[string][]string{
+			"entrypoint": {"bash", "qemu/entrypoint.sh"},
+			"hook":       {"bash", "-c", `. qemu/start-hook.sh; bash -c 'echo "-cpu max,$CPU_FLAGS -"'`},
+		} {
+			out, status := m.output([]string{env, "OSB_LIB=qemu"}, script...)
+			if status != 0 || !strings.Contains(out, "-cpu max,"+want+" -") {
+				t.Errorf("%s, %s: status %d, want the flags %s: %s", name, env, status, want, out)
+			}
 		}
 	}
 }

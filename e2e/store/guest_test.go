@@ -55,7 +55,7 @@ func (b *bench) run(t *testing.T, what boot) outcome {
 		"run", "--rm", "--name", name, "--network", "none", "--volume", b.dir + ":/guest", "--workdir", "/guest",
 		"--entrypoint", "qemu-system-x86_64", b.qemu,
 		"-no-user-config", "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio",
-		"-machine", "pc", "-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max", "-smp", "1", "-m", "768",
+		"-machine", "pc", "-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max,erms=off,fsrm=off", "-smp", "1", "-m", "768",
 		"-kernel", "vmlinuz", "-initrd", name + ".initrd",
 		"-append", "console=ttyS0 quiet loglevel=4 panic=-1 audit=0 no_timer_check cryptomgr.notests",
 		"-drive", "file=boot.iso,if=none,id=iso,format=raw,readonly=on", "-device", "virtio-blk-pci,drive=iso,serial=iso",

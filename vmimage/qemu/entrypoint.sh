@@ -223,7 +223,7 @@ OSB_LIB=$lib
 if [[ $KVM == Y ]]; then
   accel=(-accel kvm -cpu host)
 else
-  accel=(-accel "tcg,thread=multi,tb-size=512" -cpu max)
+  accel=(-accel "tcg,thread=multi,tb-size=512" -cpu "max${CPU_FLAGS:+,$CPU_FLAGS}")
 fi
 
 mkdir -p "$run"

@@ -102,6 +102,14 @@ osb_kvm() {
   if [ "$KVM" = Y ]; then echo "KVM: yes"; else echo "KVM: no, the VM will be slow: $why"; fi
 }
 
+# osb_cpu_flags: without KVM the VM's processor must not claim that `rep movsb` is fast: QEMU translates it to a loop over
+# single bytes, and the guest's kernel and C library would copy and clear all memory with it.
+osb_cpu_flags() {
+  if [ "$KVM" = N ] && [ "$(uname -m)" = x86_64 ]; then
+    export CPU_FLAGS="erms=off,fsrm=off${CPU_FLAGS:+,$CPU_FLAGS}"
+  fi
+}
+
 # osb_tell WORD TEXT: as osb_state, which is absent where nothing but this file
 # was given to the container.
 osb_tell() { if [ -n "${osb_lib:-}" ]; then osb_state "$@"; fi; }
@@ -154,6 +162,7 @@ else
   osb_lib=''
 fi
 osb_kvm
+osb_cpu_flags
 if [ -n "$osb_lib" ] && [ -n "${STATUS_DIR:-}" ] && [ -f "${OSB_PROC:-/run/proc.sh}" ]; then osb_qemux; fi
-unset -f osb_kvm osb_kvm_open osb_kvm_try osb_tell osb_qemux
+unset -f osb_cpu_flags osb_kvm osb_kvm_open osb_kvm_try osb_tell osb_qemux
 export KVM
