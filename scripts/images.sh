@@ -123,12 +123,12 @@ make_base_go() {
 }
 
 fill_base_go() {
-  local container=$1 tree name value changes
+  local container=$1 tree name value changes without=()
   changes=(-c 'CMD ["bash"]' -c 'WORKDIR /go' -c 'ENV GOPATH=/go')
   if tree=$(own_go_tree); then
     # Without what only builds and tests Go itself: two thirds of its files.
-    tar -C "$tree" --exclude=./test --exclude=./api --exclude=./src/cmd --exclude=testdata --exclude='*_test.go' \
-      --transform 's,^\.,go,' -c . | docker cp - "$container:/usr/local" || return
+    for name in ./test ./api ./src/cmd testdata '*_test.go'; do without+=("--exclude=$name"); done
+    tar -C "$tree" "${without[@]}" --transform 's,^\.,go,' -c . | docker cp - "$container:/usr/local" || return
     changes+=(-c 'ENV GOTOOLCHAIN=local' -c 'ENV PATH=/usr/local/go/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin')
   else
     # Debian's Go is older than this project's; it fetches the right one by itself, as a module.
