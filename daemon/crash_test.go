@@ -672,8 +672,8 @@ func several(t *testing.T, path func() []dropped, plans [][2][]int64, limit time
 
 var seed = flag.Int64("seed", 0, "of the rounds of TestStopped that are chosen at random; 0: another one each time")
 
-// At random a third of the points of the short path are tried, some of the long one,
-// some pairs of a sidecar's and a runner's stop, and some rounds in which both
+// At random a sixth of the points of the short path are tried, some of the long
+// one, some pairs of a sidecar's and a runner's stop, and some rounds in which both
 // stop several times. With the tag "long" it is every point and every pair.
 func TestStopped(t *testing.T) {
 	if *seed == 0 {
@@ -703,7 +703,7 @@ func TestStopped(t *testing.T) {
 			if everything {
 				each(t, role, shortPath)
 			} else {
-				several(t, shortPath, points(short, 3), time.Hour)
+				several(t, shortPath, points(short, 6), time.Hour)
 			}
 		})
 		t.Run("long path/"+role, func(t *testing.T) {

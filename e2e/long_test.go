@@ -94,6 +94,17 @@ func TestInstallerImage(t *testing.T) {
 	image(t, installation.Outcome(t, "installer"), nixpkgs, "image.modules", "MARKER of an installer")
 }
 
+// The other classes of failures; see [TestConfigurationThatFails].
+func TestConfigurationThatFailsOtherwise(t *testing.T) {
+	failures(t, []failure{
+		{"syntax", "{ ... }: {\n  networking.hostName = ;\n}\n", "evaluation", "syntax.nix:2", "syntax error"},
+		{"wrong-hash", "{ pkgs, ... }: {\n  environment.systemPackages = [ pkgs.wrong-hash ];\n}\n", "hash", "", "not what was expected"},
+		{"crashing", "{ pkgs, ... }: {\n  environment.systemPackages = [ pkgs.crashing ];\n}\n", "killed", "", "crashing"},
+		{"unreachable", "{ pkgs, ... }: {\n  environment.systemPackages = [ pkgs.unreachable ];\n}\n", "network", "", "example.invalid"},
+		{"wants-kvm", "{ pkgs, ... }: {\n  environment.systemPackages = [ pkgs.needs-kvm ];\n}\n", "unsupported", "", "kvm"},
+	})
+}
+
 // The other ends of a job; see [TestNoBuilderIsLeft].
 func TestNoBuilderIsLeftByOtherEnds(t *testing.T) {
 	p := installation
