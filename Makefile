@@ -12,7 +12,7 @@ down: ## stop; everything is kept
 clean: ## remove containers, volumes and images of this project
 	@scripts/clean.sh
 
-test: ## everything that is tested, with real containers and a real VM
+test: ## the tests, with real containers and a real VM
 	@scripts/test.sh
 
 test-long: ## what takes too long for make test: an hour and more
@@ -33,7 +33,7 @@ soak: ## small jobs at speed for MINUTES=60: memory, goroutines, descriptors and
 fuzz: ## each fuzz test for FUZZTIME=60s; ONLY="FuzzParse FuzzRecord" for some
 	@scripts/checks.sh fuzz
 
-lint: ## the linters alone
+lint: ## all linters; make test has those that are quick
 	@scripts/checks.sh lint
 
 vm-iso: ## make the NixOS VM's boot.iso into a folder, TO=vm-iso; needs a registry and a Nix cache

@@ -59,8 +59,8 @@ lint() {
 
 # vet: what of it is quick. With the race detector, since for it everything is compiled already.
 vet() {
-  local rc=0 unformatted
-  unformatted=$(files -z '*.go' | xargs -0 gofmt -l) || rc=1
+  local rc=0 file unformatted
+  unformatted=$(files '*.go' | while read -r file; do if [ -f "$file" ]; then gofmt -l "$file"; fi; done) || rc=1
   if [ -n "$unformatted" ]; then
     printf 'not formatted by gofmt:\n%s\n' "$unformatted"
     rc=1
