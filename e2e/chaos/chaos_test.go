@@ -59,7 +59,7 @@ func number(name string, otherwise uint64) uint64 {
 
 // jobTimeout is how long a job may run: many times what the longest needs that
 // is not meant to run into it, on a machine that does other things as well.
-const jobTimeout = 3 * time.Minute
+const jobTimeout = 4 * time.Minute
 
 func jobs() int { return int(number("OSBUILDER_CHAOS_JOBS", 20)) }
 
