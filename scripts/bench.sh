@@ -9,16 +9,9 @@ cd "$(dirname "$0")/.."
 . scripts/project.sh
 . scripts/e2e.sh
 
-finish() {
-  end_killable
-  remove_leftovers
-  stop_dockerd
-  unlock
-}
-
 need_go
 lock "make bench"
-trap finish EXIT
+trap finish_e2e EXIT
 trap 'exit 143' INT TERM HUP
 : >"$LOGS/times"
 killable go test -run '^$' -bench 'NoOp|Naive' -benchtime "${JOBS:-100}x" ./daemon </dev/null

@@ -19,16 +19,9 @@ case ${CONTROL:-} in
   *) die "CONTROL=$CONTROL is not known." "CONTROL=naive puts the naive loop in the runner's place." ;;
 esac
 
-finish() {
-  end_killable
-  remove_leftovers
-  stop_dockerd
-  unlock
-}
-
 need_go
 lock "make chaos"
-trap finish EXIT
+trap finish_e2e EXIT
 trap 'exit 143' INT TERM HUP
 : >"$LOGS/times"
 find_world "the chaos test"

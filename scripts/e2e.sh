@@ -40,6 +40,13 @@ remove_leftovers() {
   done
 }
 
+finish_e2e() {
+  end_killable
+  remove_leftovers
+  stop_dockerd
+  unlock
+}
+
 # packages: all that is missing in one go.
 packages() {
   local missing=()

@@ -18,10 +18,7 @@ finish() {
     kill -- "-$CHECKS" 2>/dev/null || true
     wait "$CHECKS" 2>/dev/null || true
   fi
-  end_killable
-  remove_leftovers
-  stop_dockerd
-  unlock
+  finish_e2e
 }
 
 # checks: in the background, beside the building of images, which mostly waits for the network, and the end-to-end test.
