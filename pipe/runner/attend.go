@@ -91,7 +91,7 @@ func (a *attendant) run(ctx context.Context) error {
 	if !ok {
 		return a.lost(ctx)
 	}
-	o := outcome{Started: true, Finished: result.finished(*a.ran, a.timeout())}
+	o := outcome{Started: true, Finished: result.finished(*a.ran, a.timeout()), diskFull: result.DiskFull}
 	if !noted && o.Finished.Status == pipe.StatusFailed && o.Finished.Reason == "" {
 		// What stopped the hook may have stopped the job, and kept its own words out of its log.
 		o.Finished.Reason = "as it ended nothing could be written down: there was no space left on the VM's data disk, or the VM was too busy; " +
@@ -552,6 +552,10 @@ func (a *attendant) settle(ctx context.Context, o outcome) error {
 				o.Finished.Reason = fmt.Sprintf("its report is dropped: %v", err)
 			}
 		}
+	}
+	// A report tells more, and one that tells of a full disk has what to do.
+	if o.diskFull && o.Finished.Status == pipe.StatusFailed && o.Finished.Reason == "" && o.Finished.Report == nil {
+		o.Finished.Reason = "it may have failed because there was no space left on the VM's data disk as it ended; the end of its output may be missing"
 	}
 	length, err := a.drain(ctx)
 	if err != nil {

@@ -65,6 +65,8 @@ type outcome struct {
 	Started   bool            `json:"started"`
 	Finished  pipe.Finished   `json:"finished"`
 	Artifacts []pipe.Artifact `json:"artifacts,omitempty"`
+
+	diskFull bool // as it ended: only until the outcome is on record
 }
 
 // A job is what the owner knows of one attempt.

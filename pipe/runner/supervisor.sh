@@ -84,6 +84,8 @@ elif ((code != 0)); then
   service=exit-code
 fi
 [[ $why ]] && service=$why
-printf '{"service_result":"%s","exit_code":"%s","exit_status":"%s","memory_peak":0,"uptime_ns":%s}\n' \
-  "$service" "$how" "$status" "$(uptime_ns)" >"$result.part" &&
+full=false
+read -r blocks size < <(stat -f -c '%a %S' "$log") && ((blocks * size < 1 << 20)) && full=true
+printf '{"service_result":"%s","exit_code":"%s","exit_status":"%s","memory_peak":0,"uptime_ns":%s,"disk_full":%s}\n' \
+  "$service" "$how" "$status" "$(uptime_ns)" "$full" >"$result.part" &&
   sync "$log" "$result.part" && mv "$result.part" "$result"

@@ -72,7 +72,13 @@ type Result struct {
 	// Stopping: the VM was on its way down. Whatever the script made of that,
 	// unless it succeeded, is not its own failure.
 	Stopping bool `json:"stopping,omitempty"`
+	// DiskFull: the data disk was, as the unit ended. What the script had to
+	// say of that may not have found room either.
+	DiskFull bool `json:"disk_full,omitempty"`
 }
+
+// fullBelow is how much room on the data disk, in bytes, is none.
+const fullBelow = 1 << 20
 
 // maxResult bounds result and marker, in bytes.
 const maxResult = 4 << 10
@@ -151,8 +157,8 @@ func outOfMemory(peak, limit int64) string {
 }
 
 // WriteResult is the stop hook: it records at path what systemd says in the
-// environment, which getenv reads, the unit's peak of memory, and whether the
-// VM is on its way down. What the job wrote is synced first.
+// environment, which getenv reads, the unit's peak of memory, whether the VM is
+// on its way down, and whether its data disk is full. What the job wrote is synced first.
 func WriteResult(path string, getenv func(string) string, stopping func() bool) error {
 	r := Result{
 		ServiceResult: getenv("SERVICE_RESULT"),
@@ -168,6 +174,10 @@ func WriteResult(path string, getenv func(string) string, stopping func() bool) 
 	}
 	// A peak that can't be read is worth less than the result.
 	r.MemoryPeak, _ = memoryPeak("/proc/self/cgroup", cgroups)
+	// Nor is it worth less for not knowing this.
+	if free, err := freeBytes(filepath.Dir(path)); err == nil {
+		r.DiskFull = free < fullBelow
+	}
 	var err error
 	if r.Uptime, err = uptime(); err != nil {
 		return err

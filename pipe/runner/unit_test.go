@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"osbuilder/internal/testenv"
 	"osbuilder/pipe"
 )
 
@@ -24,17 +25,17 @@ func TestFinishedOfResult(t *testing.T) {
 		result Result
 		want   pipe.Finished
 	}{
-		"exit 0":  {Result{"success", "exited", "0", 4096, int64(3 * time.Second), false}, pipe.Finished{Status: pipe.StatusSucceeded, ExitCode: code(0), Duration: 2000, Memory: 4096, Scope: "unit"}},
-		"exit 3":  {Result{"exit-code", "exited", "3", 0, int64(3 * time.Second), false}, pipe.Finished{Status: pipe.StatusFailed, ExitCode: code(3), Duration: 2000}},
-		"signal":  {Result{"signal", "killed", "SEGV", 0, int64(3 * time.Second), false}, pipe.Finished{Status: pipe.StatusFailed, Signal: "SIGSEGV", Duration: 2000}},
-		"dumped":  {Result{"core-dump", "dumped", "ABRT", 0, int64(3 * time.Second), false}, pipe.Finished{Status: pipe.StatusFailed, Signal: "SIGABRT", Duration: 2000}},
-		"timeout": {Result{"timeout", "killed", "TERM", 0, int64(11 * time.Second), false}, pipe.Finished{Status: pipe.StatusTimeout, Reason: "it ran longer than 10s", Duration: 10000}},
+		"exit 0":  {Result{"success", "exited", "0", 4096, int64(3 * time.Second), false, false}, pipe.Finished{Status: pipe.StatusSucceeded, ExitCode: code(0), Duration: 2000, Memory: 4096, Scope: "unit"}},
+		"exit 3":  {Result{"exit-code", "exited", "3", 0, int64(3 * time.Second), false, false}, pipe.Finished{Status: pipe.StatusFailed, ExitCode: code(3), Duration: 2000}},
+		"signal":  {Result{"signal", "killed", "SEGV", 0, int64(3 * time.Second), false, false}, pipe.Finished{Status: pipe.StatusFailed, Signal: "SIGSEGV", Duration: 2000}},
+		"dumped":  {Result{"core-dump", "dumped", "ABRT", 0, int64(3 * time.Second), false, false}, pipe.Finished{Status: pipe.StatusFailed, Signal: "SIGABRT", Duration: 2000}},
+		"timeout": {Result{"timeout", "killed", "TERM", 0, int64(11 * time.Second), false, false}, pipe.Finished{Status: pipe.StatusTimeout, Reason: "it ran longer than 10s", Duration: 10000}},
 		// It ended by itself; what it left behind had to be killed.
-		"leftovers":             {Result{"timeout", "exited", "0", 0, int64(5 * time.Second), false}, pipe.Finished{Status: pipe.StatusSucceeded, ExitCode: code(0), Duration: 4000}},
-		"shut down":             {Result{"success", "killed", "TERM", 0, int64(3 * time.Second), true}, pipe.Finished{Status: pipe.StatusInterrupted, Reason: "the VM was shut down while it ran", Duration: 2000}},
-		"shut down, trapped":    {Result{"exit-code", "exited", "2", 0, int64(3 * time.Second), true}, pipe.Finished{Status: pipe.StatusInterrupted, Reason: "the VM was shut down while it ran", Duration: 2000}},
-		"shut down, unaffected": {Result{"success", "exited", "0", 0, int64(3 * time.Second), true}, pipe.Finished{Status: pipe.StatusSucceeded, ExitCode: code(0), Duration: 2000}},
-		"odd":                   {Result{"resources", "", "", 0, 0, false}, pipe.Finished{Status: pipe.StatusFailed, Reason: "it ended with resources ( )"}},
+		"leftovers":             {Result{"timeout", "exited", "0", 0, int64(5 * time.Second), false, false}, pipe.Finished{Status: pipe.StatusSucceeded, ExitCode: code(0), Duration: 4000}},
+		"shut down":             {Result{"success", "killed", "TERM", 0, int64(3 * time.Second), true, false}, pipe.Finished{Status: pipe.StatusInterrupted, Reason: "the VM was shut down while it ran", Duration: 2000}},
+		"shut down, trapped":    {Result{"exit-code", "exited", "2", 0, int64(3 * time.Second), true, false}, pipe.Finished{Status: pipe.StatusInterrupted, Reason: "the VM was shut down while it ran", Duration: 2000}},
+		"shut down, unaffected": {Result{"success", "exited", "0", 0, int64(3 * time.Second), true, false}, pipe.Finished{Status: pipe.StatusSucceeded, ExitCode: code(0), Duration: 2000}},
+		"odd":                   {Result{"resources", "", "", 0, 0, false, false}, pipe.Finished{Status: pipe.StatusFailed, Reason: "it ended with resources ( )"}},
 	} {
 		if d := cmp.Diff(tc.want, tc.result.finished(ran, 10*time.Second)); d != "" {
 			t.Errorf("%s (-want +got):\n%s", name, d)
@@ -45,7 +46,7 @@ func TestFinishedOfResult(t *testing.T) {
 		2 << 30: "when it held 1000 MiB, because the VM had no more; give the VM more RAM_SIZE",
 		0:       "when it held 1000 MiB, because the VM had no more",
 	} {
-		oom := Result{"oom-kill", "killed", "KILL", 1000 << 20, 0, false}.finished(marker{Memory: limit}, 0)
+		oom := Result{"oom-kill", "killed", "KILL", 1000 << 20, 0, false, false}.finished(marker{Memory: limit}, 0)
 		if oom.Status != pipe.StatusFailed || !strings.HasPrefix(oom.Reason, "out of memory: it was killed") || !strings.Contains(oom.Reason, want) {
 			t.Errorf("oom: %+v", oom)
 		}
@@ -293,6 +294,41 @@ func TestFailureFromMemory(t *testing.T) {
 	f := m.finished("a")
 	if f.Status != pipe.StatusFailed || f.ExitCode == nil || *f.ExitCode != 1 || !strings.Contains(f.Reason, "no space left on the VM's data disk") {
 		t.Errorf("finished %+v", f)
+	}
+}
+
+// The same where the hook did find room, and the job had none. One that
+// reports why it failed is believed.
+func TestFailureOnFullDisk(t *testing.T) {
+	const fill = "cat /dev/zero >fill 2>&1; truncate -s -512K fill; "
+	const noRoom = "it may have failed because there was no space left on the VM's data disk as it ended; the end of its output may be missing"
+	for script, want := range map[string]string{
+		"exit 1":                          "",
+		fill + "exit 1":                   noRoom,
+		fill + "kill -KILL $$":            noRoom,
+		fill + "rm fill; exit 1":          "",
+		fill + "exit 0":                   "",
+		fill + "echo {} >$REPORT; exit 1": "",
+	} {
+		t.Run(script, func(t *testing.T) {
+			m := newMachine(t)
+			if err := os.Mkdir(m.cfg.Data, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := unix.Mount("tmpfs", m.cfg.Data, "tmpfs", 0, "size=20m"); err != nil {
+				testenv.Lacks(t, "no tmpfs can be mounted here: %v", err)
+			}
+			t.Cleanup(func() {
+				if err := unix.Unmount(m.cfg.Data, unix.MNT_DETACH); err != nil {
+					t.Error(err)
+				}
+			})
+			m.start()
+			m.submit("a", script+"\n")
+			if f := m.finished("a"); f.Reason != want {
+				t.Errorf("%s: reason %q, want %q", f.Status, f.Reason, want)
+			}
+		})
 	}
 }
 
