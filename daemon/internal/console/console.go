@@ -40,12 +40,12 @@ func (f Folder) Of(builder string) Console {
 		return Console{}
 	}
 	dir := filepath.Join(string(f), builder)
-	return Console{image: filepath.Join(string(f), "image"), state: filepath.Join(dir, "state"), console: filepath.Join(dir, "console")}
+	return Console{builder: builder, image: filepath.Join(string(f), "image"), state: filepath.Join(dir, "state"), console: filepath.Join(dir, "console")}
 }
 
 // A Console is what is known of one builder's VM from outside. Of the zero
 // value that is nothing.
-type Console struct{ image, state, console string }
+type Console struct{ builder, image, state, console string }
 
 // Tail returns the last lines of the VM's console, safe to be shown; none if
 // there are none.

@@ -90,7 +90,8 @@ func TestWhatAContainerLeftBehind(t *testing.T) {
 
 func TestEachTroubleHasAHint(t *testing.T) {
 	for _, what := range []error{ErrNoImage, ErrUnusable, ErrPaused, ErrEnded, ErrNoAddress} {
-		if err := trouble(what, "words"); len(hint.Of(err)) != 1 || hint.Of(err)[0] == "" || !errors.Is(err, what) {
+		err := Folder("x").Of("vm2").trouble(what, "words")
+		if len(hint.Of(err)) != 1 || hint.Of(err)[0] == "" || strings.Contains(hint.Of(err)[0], "$VM") || !errors.Is(err, what) {
 			t.Errorf("%v: hints %q", err, hint.Of(err))
 		}
 	}

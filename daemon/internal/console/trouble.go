@@ -19,14 +19,15 @@ var (
 	ErrNoAddress = errors.New("the VM has no network address")
 )
 
+// hints are what to do; $VM is the builder, which is the name of its service.
 var hints = map[error]string{
 	ErrNoImage: "docker compose logs vmimage says how far its making is, or why it failed; " +
 		"to make it (again) and start the VM from it: docker compose up -d",
-	ErrUnusable: "the VM's console tells more: docker compose logs vm. To have the image made anew, remove boot.iso from the volume vm-storage, " +
-		"then: docker compose up -d --force-recreate vmimage vm",
+	ErrUnusable: "the VM's console tells more: docker compose logs $VM. To have the image made anew, remove boot.iso from the volume vm-storage, " +
+		"then: docker compose up -d --force-recreate vmimage $VM",
 	ErrPaused: "make room on the disk of Docker's volumes (docker system df shows what takes it): the VM goes on by itself then, and so do its jobs",
-	ErrEnded:  "all that its container says: docker compose logs vm",
-	ErrNoAddress: "restart the VM: docker compose restart vm. If that does not help, its network in QEMU is at fault: " +
+	ErrEnded:  "all that its container says: docker compose logs $VM",
+	ErrNoAddress: "restart the VM: docker compose restart $VM. If that does not help, its network in QEMU is at fault: " +
 		"IP in compose.yaml must lie outside of the container's own network",
 }
 
@@ -49,17 +50,17 @@ func (c Console) Trouble(gone bool) error {
 	}
 	switch word {
 	case "image":
-		return trouble(ErrNoImage, text)
+		return c.trouble(ErrNoImage, text)
 	case "unusable":
-		return trouble(ErrUnusable, text)
+		return c.trouble(ErrUnusable, text)
 	case "ended":
-		return trouble(ErrEnded, text)
+		return c.trouble(ErrEnded, text)
 	}
 	switch {
 	case gone:
 		return nil
 	case word == "paused":
-		return trouble(ErrPaused, text)
+		return c.trouble(ErrPaused, text)
 	case word == "running":
 		return c.said()
 	}
@@ -71,18 +72,19 @@ func (c Console) Trouble(gone bool) error {
 func (c Console) imageTrouble() (making, failed error) {
 	switch word, text := note(c.image); word {
 	case "making":
-		return trouble(ErrNoImage, "it is being made, "+text), nil
+		return c.trouble(ErrNoImage, "it is being made, "+text), nil
 	case "failed":
-		return nil, trouble(ErrNoImage, text)
+		return nil, c.trouble(ErrNoImage, text)
 	}
 	return nil, nil
 }
 
-func trouble(what error, text string) error {
+func (c Console) trouble(what error, text string) error {
+	todo := strings.ReplaceAll(hints[what], "$VM", c.builder)
 	if text != "" {
-		return hint.With(fmt.Errorf("%w: %s", what, text), hints[what])
+		return hint.With(fmt.Errorf("%w: %s", what, text), todo)
 	}
-	return hint.With(what, hints[what])
+	return hint.With(what, todo)
 }
 
 // signs are what firmware, kernel and the VM's own scripts say on the console
@@ -115,7 +117,7 @@ func (c Console) said() error {
 			if s.what == nil {
 				return nil
 			}
-			return trouble(s.what, lines[i])
+			return c.trouble(s.what, lines[i])
 		}
 	}
 	return nil

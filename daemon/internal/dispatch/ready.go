@@ -26,7 +26,7 @@ const (
 type rung interface {
 	error
 	Step() string
-	Hint() string
+	Hint(builder string) string
 	Unwrap() error
 }
 
@@ -42,7 +42,7 @@ func noLink(builder string, reason error) obstacle {
 	o := obstacle{rung: "link", why: "no link to " + builder + ": " + reason.Error()}
 	var r rung
 	if errors.As(reason, &r) {
-		o = obstacle{rung: r.Step(), why: "no link to " + builder + ": " + r.Unwrap().Error(), hint: r.Hint()}
+		o = obstacle{rung: r.Step(), why: "no link to " + builder + ": " + r.Unwrap().Error(), hint: r.Hint(builder)}
 	}
 	return o
 }

@@ -53,18 +53,19 @@ const (
 	RungLink     Rung = "link"     // it was up, and broke
 )
 
+// hints are what to do; $VM is the builder, which is the name of its service.
 var hints = map[Rung]string{
 	RungImage:   "see what became of its making: docker compose logs vmimage",
-	RungQEMU:    "see what its container says: docker compose logs vm",
-	RungAddress: "restart the VM: docker compose restart vm",
-	RungTCP:     "the VM's container does not run, or the VM is still starting: docker compose ps, docker compose logs vm vmimage",
-	RungSSH:     "the VM is probably still starting; its console: docker compose logs vm",
-	RungHostKey: "the VM doesn't have the host key that `init` made for it; restart the VM so that it takes it: docker compose restart vm. If another machine answers at this address, remove that",
-	RungUserKey: "the VM doesn't know the sidecar's key; restart the VM so that it takes it: docker compose restart vm",
+	RungQEMU:    "see what its container says: docker compose logs $VM",
+	RungAddress: "restart the VM: docker compose restart $VM",
+	RungTCP:     "the VM's container does not run, or the VM is still starting: docker compose ps, docker compose logs $VM vmimage",
+	RungSSH:     "the VM is probably still starting; its console: docker compose logs $VM",
+	RungHostKey: "the VM doesn't have the host key that `init` made for it; restart the VM so that it takes it: docker compose restart $VM. If another machine answers at this address, remove that",
+	RungUserKey: "the VM doesn't know the sidecar's key; restart the VM so that it takes it: docker compose restart $VM",
 	RungSFTP:    "the VM wants an OpenSSH server with its sftp subsystem (Subsystem sftp internal-sftp in its sshd_config); rebuild the VM's image: docker compose up --build vmimage",
-	RungDisk: "the VM touches no disk that it does not know: what it found stands on its console, docker compose logs vm. " +
-		"Save what you need of data.img in the volume vm-storage, remove it, then: docker compose restart vm",
-	RungPipe:     "the runner in the VM has not started; its console says why: docker compose logs vm",
+	RungDisk: "the VM touches no disk that it does not know: what it found stands on its console, docker compose logs $VM. " +
+		"Save what you need of data.img in the volume vm-storage, remove it, then: docker compose restart $VM",
+	RungPipe:     "the runner in the VM has not started; its console says why: docker compose logs $VM",
 	RungProtocol: "sidecar and VM image are of different versions; bring both up to date: docker compose up --build",
 	RungLink:     "it is connected again by itself, and a job that runs goes on meanwhile",
 }
@@ -85,7 +86,7 @@ type RungError struct {
 }
 
 // Error implements error.
-func (e *RungError) Error() string { return fmt.Sprintf("%s: %v; %s", e.Rung, e.Err, e.Hint()) }
+func (e *RungError) Error() string { return fmt.Sprintf("%s: %v", e.Rung, e.Err) }
 
 // Unwrap returns the cause.
 func (e *RungError) Unwrap() error { return e.Err }
@@ -93,15 +94,15 @@ func (e *RungError) Unwrap() error { return e.Err }
 // Step names the rung.
 func (e *RungError) Step() string { return string(e.Rung) }
 
-// Hint says what a person can do about it.
-func (e *RungError) Hint() string {
+// Hint says what a person can do about it, with the builder of that name.
+func (e *RungError) Hint(builder string) string {
 	if e.Rung == RungSFTP && refused(e.Err) {
 		return moreSessions
 	}
 	if own := hint.Of(e.Err); len(own) > 0 {
 		return strings.Join(own, " ")
 	}
-	return hints[e.Rung]
+	return strings.ReplaceAll(hints[e.Rung], "$VM", builder)
 }
 
 // connectionLost reports whether err, from an SSH or SFTP call, means that

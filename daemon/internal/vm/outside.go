@@ -20,8 +20,29 @@ func outside(c console.Console, err error) error {
 	if why == nil {
 		return err
 	}
-	// What was met on the way is of no use to a person, but to who reads the log later.
-	return &RungError{seenRung(why), fmt.Errorf("%w (%w)", why, broken.Err)}
+	return seenOutside(why, broken.Err)
+}
+
+// A seenError is what can be seen from outside, and what was met on the way:
+// of no use to a person, but to who reads the log later.
+type seenError struct{ seen, met error }
+
+func (e *seenError) Error() string   { return fmt.Sprintf("%v (%v)", e.seen, e.met) }
+func (e *seenError) Unwrap() []error { return []error{e.seen, e.met} }
+
+func seenOutside(why, met error) *RungError {
+	return &RungError{seenRung(why), &seenError{why, met}}
+}
+
+// imageSteps is what is news of an image besides its rung: its making has
+// steps. What was met on the way is another each time, down to a port's
+// number, and so is the time at which a kernel panics.
+func imageSteps(err error) string {
+	var e *seenError
+	if errors.As(err, &e) && errors.Is(e.seen, console.ErrNoImage) {
+		return e.seen.Error()
+	}
+	return ""
 }
 
 // stopped is why a VM that was there is not any more, where that can be seen

@@ -120,10 +120,22 @@ func TestRungsSeenFromOutside(t *testing.T) {
 				b.put(file, text)
 			}
 			timings := quick
-			timings.Handshake = time.Second
+			timings.Handshake, timings.Remind = 300*time.Millisecond, time.Millisecond
 			r := start(t, srv, newSink(pipe.Position{}), timings, b.config)
 			if err := r.sink.untilRung(t, test.rung); !errors.Is(err, test.err) {
 				t.Errorf("%v is not %v", err, test.err)
+			}
+			if panics, ok := strings.CutSuffix(test.files["vm/console"], "---[ end\n"); ok { // and again, with another time
+				b.put("vm/console", strings.ReplaceAll(panics, "2.1", "3.7"))
+			}
+			// What was met on the way is another each time, and no news.
+			untilLines(t, r.logs, "builder still can't be reached", 2)
+			if n := r.logs.FilterMessage("builder can't be reached yet").Len(); n != 1 {
+				t.Errorf("it says %d times that it can't be reached yet", n)
+			}
+			r.sink.until(t, "one reason for the jobs to wait", func(s *sink) bool { return len(s.reasons) == 1 })
+			if told := r.logs.FilterMessage("console of the VM").Len() > 0; told != (test.files["vm/console"] != "") {
+				t.Errorf("told of the console: %t", told)
 			}
 			mend()
 			r.sink.untilUp(t, 1)

@@ -20,11 +20,12 @@ const maxRemind = 16 * time.Minute
 // console says.
 type reporter struct {
 	log     *zap.Logger
+	builder string
 	first   time.Duration // until the first reminder
 	console console.Console
 
-	rung  Rung // that failed last; empty after a success
-	why   string
+	rung  Rung   // that failed last; empty after a success
+	steps string // of the image's making, likewise
 	last  time.Time
 	pause time.Duration // until the next reminder
 	told  []string      // of the console
@@ -41,19 +42,16 @@ func (r *reporter) up(current *generation, from pipe.Position) {
 
 // failed notes why there is no link, and reports whether that is news.
 func (r *reporter) failed(err error, wasUp bool, now time.Time) bool {
-	rung, hint := RungLink, hints[RungLink]
 	var broken *RungError
-	if errors.As(err, &broken) {
-		rung, hint, err = broken.Rung, broken.Hint(), broken.Err
+	if !errors.As(err, &broken) {
+		broken = &RungError{RungLink, err}
 	}
-	fields := []zap.Field{zap.String("rung", string(rung)), zap.Error(err)}
-	if hint != "" {
-		fields = append(fields, zap.String("hint", hint))
-	}
+	rung, steps := broken.Rung, imageSteps(err)
+	fields := []zap.Field{zap.String("rung", string(rung)), zap.Error(broken.Err), zap.String("hint", broken.Hint(r.builder))}
 	switch {
 	case wasUp:
 		r.log.Warn("link to the builder lost", fields...)
-	case rung != r.rung || rung == RungImage && err.Error() != r.why: // the making of an image has steps
+	case rung != r.rung || steps != r.steps:
 		r.log.Warn("builder can't be reached yet", fields...)
 	case now.Sub(r.last) >= r.pause:
 		r.log.Warn("builder still can't be reached", fields...)
@@ -63,7 +61,7 @@ func (r *reporter) failed(err error, wasUp bool, now time.Time) bool {
 	default:
 		return false
 	}
-	r.rung, r.why, r.last, r.pause = rung, err.Error(), now, r.first
+	r.rung, r.steps, r.last, r.pause = rung, steps, now, r.first
 	return true
 }
 

@@ -164,7 +164,7 @@ func (e *sinkError) Unwrap() error { return e.err }
 // is no error, or the Sink returns one.
 func (b *Builder) Run(ctx context.Context) error {
 	pace := newPacer(b.cfg.Timings)
-	trouble := reporter{log: b.log, first: b.cfg.Timings.Remind, console: b.cfg.Console}
+	trouble := reporter{log: b.log, builder: b.cfg.Name, first: b.cfg.Timings.Remind, console: b.cfg.Console}
 	for {
 		held, err := b.session(ctx, &trouble)
 		var fatal *sinkError
@@ -233,7 +233,7 @@ func (b *Builder) session(ctx context.Context, trouble *reporter) (time.Duration
 	l.close(err)
 	cause := l.reason()
 	if why := stopped(b.cfg.Console); why != nil && errors.Is(err, ErrDown) {
-		err = &RungError{seenRung(why), fmt.Errorf("%w (%w)", why, err)}
+		err = seenOutside(why, err)
 		cause = err
 	}
 	b.down(cause)
