@@ -63,6 +63,18 @@ echo begun
 	}
 }
 
+// A script on its way into another program has no environment, by which
+// [ProcessUnits] knows it; this one never has it again.
+func TestCancelWithoutEnvironment(t *testing.T) {
+	m := boot(t)
+	m.submit("j", "exec env -i bash -c 'echo begun; exec sleep 1000'\n")
+	m.until("its output", func() bool { return m.output("j") == "begun\n" })
+	accepted(t, m.send(1, cancelHeader("j", 1), ""))
+	if f := m.finished("j"); f.Status != pipe.StatusCancelled {
+		t.Errorf("finished: %+v", f)
+	}
+}
+
 // What doesn't heed SIGTERM is killed when the grace is over.
 func TestCancelStubborn(t *testing.T) {
 	for name, script := range map[string]string{

@@ -15,9 +15,14 @@ uptime_ns() {
 }
 
 # Every process of the job has this in its environment, also one that left the
-# process group.
+# process group. Only on its way into another program a process has none, so
+# the script itself, which is a child until it was waited for, is known by its
+# number.
 mark=PROCESS_UNIT=$lock
-members() { grep -lszxF "$mark" /proc/[0-9]*/environ | cut -d/ -f3; }
+members() {
+  grep -lszxF "$mark" /proc/[0-9]*/environ | cut -d/ -f3 | grep -vx "${job:-0}"
+  [[ -z $job ]] || ! kill -0 "$job" || echo "$job"
+} 2>/dev/null
 signal() {
   local pids
   mapfile -t pids < <(members)
@@ -39,7 +44,7 @@ terminate() {
   done
 }
 
-why=
+why='' job=''
 end() {
   trap '' USR1 USR2
   why=$1
@@ -74,6 +79,7 @@ if [[ $why ]]; then # the first one may have been the signal's
   code=$?
 fi
 trap '' USR1 USR2
+job=''
 [[ ${watch-} ]] && kill -KILL -- "-$watch"
 terminate # what the script left behind
 
