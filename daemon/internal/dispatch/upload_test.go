@@ -217,6 +217,38 @@ func TestUnbuildable(t *testing.T) {
 	}
 }
 
+// A VM that is down is no reason while another one takes jobs, and one that is
+// ready for other systems only is none for a job that it can't build.
+func TestWaitsFor(t *testing.T) {
+	hello := func(systems ...string) *pipe.Hello { return &pipe.Hello{Systems: systems} }
+	now := time.Now()
+	busy := func(systems ...string) *worker { return &worker{up: true, current: true, hello: hello(systems...)} }
+	down := func(h *pipe.Hello) *worker {
+		return &worker{why: "no link to it", down: obstacle{why: "no link to it"}, hello: h}
+	}
+	for name, tc := range map[string]struct {
+		a, b   *worker
+		system string
+		want   string
+		moment bool
+	}{
+		"second down":               {busy("x"), down(nil), "x", "a free slot on a", false},
+		"first down":                {down(nil), busy("x"), "x", "a free slot on b", false},
+		"both down":                 {down(nil), down(nil), "", "no link to it", false},
+		"ready for others":          {busy("y"), down(hello("x")), "x", "no link to it", false},
+		"unfit":                     {busy("x"), &worker{up: true, current: true, hello: &pipe.Hello{Systems: []string{"x"}, Unfit: "no Nix"}}, "x", "a free slot on a", false},
+		"just up":                   {down(nil), &worker{up: true, upSince: now}, "x", "no link to it", true},
+		"just up, another is ready": {busy("x"), &worker{up: true, upSince: now}, "x", "a free slot on a", false},
+		"for none":                  {busy("y"), busy("z"), "x", "no builder for x: a builds for y; b builds for z; ", false},
+	} {
+		d := New(Config{Now: func() time.Time { return now }, AnswerTimeout: time.Second}, nil)
+		d.workers = map[string]*worker{"a": tc.a, "b": tc.b}
+		if got, known := d.waitsFor(tc.system); !strings.HasPrefix(got, tc.want) || known == tc.moment {
+			t.Errorf("%s: %q, known %t", name, got, known)
+		}
+	}
+}
+
 // What the job's program reports is the reason, where the exit code alone says
 // nothing.
 func TestReportedReason(t *testing.T) {

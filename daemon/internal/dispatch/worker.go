@@ -310,41 +310,29 @@ func (d *Dispatcher) send(ctx context.Context, w *worker, h pipe.Header, body []
 
 // explain puts on record why the queued jobs wait.
 func (d *Dispatcher) explain(ctx context.Context) error {
-	why, room := "", d.lacksRoom()
-	for _, name := range d.builderNames() {
-		w := d.workers[name]
-		switch o := d.obstacle(name, w); {
-		case room != "": // whatever else may be the matter: a VM can stand still for it
-			why = room
-		case w.why != "":
-			why = w.why
-		case w.hello == nil && d.cfg.Now().Sub(w.upSince) < d.cfg.AnswerTimeout:
-			return nil // its hello is the next event
-		case !w.current && d.cfg.Now().Sub(w.upSince) < d.cfg.AnswerTimeout:
-			return nil // a moment, as a rule
-		case o.why != "":
-			why = o.why
-		case !w.current:
-			why = "all to be read that " + name + " said meanwhile"
-		default:
-			why = "a free slot on " + name
-		}
+	type answer struct {
+		why   string
+		known bool
 	}
+	reasons := map[string]answer{} // by system
 	written := 0
 	for _, f := range d.order {
-		why := why
 		if f.job.State == job.Sending || f.job.State == job.Collecting || d.doubted(f) {
 			if err := d.explainLink(ctx, f); err != nil {
 				return err
 			}
 			continue
 		}
-		if f.job.Restored {
-			why = d.whyRestored()
-		} else if lack := d.unbuildable(f.job.System()); lack != "" {
-			why = lack
+		system := f.job.System()
+		a, ok := reasons[system]
+		if !ok {
+			a.why, a.known = d.waitsFor(system)
+			reasons[system] = a
 		}
-		if f.job.State != job.Queued || f.job.Why == why || f.job.Deferred() && f.job.Why != "" {
+		if f.job.Restored {
+			a.why = d.whyRestored()
+		}
+		if !a.known || f.job.State != job.Queued || f.job.Why == a.why || f.job.Deferred() && f.job.Why != "" {
 			continue
 		}
 		if written++; written > maxExplained {
@@ -355,11 +343,45 @@ func (d *Dispatcher) explain(ctx context.Context) error {
 		if d.answering() && f.job.Why == "" {
 			continue
 		}
-		if err := d.waits(ctx, f, why); err != nil {
+		if err := d.waits(ctx, f, a.why); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// waitsFor is what jobs for a system wait for: a slot of the first builder
+// that is ready for them, or else what is the matter with the last one that
+// may have one. Whether that is so may be known in a moment only.
+func (d *Dispatcher) waitsFor(system string) (why string, known bool) {
+	if lack := d.unbuildable(system); lack != "" {
+		return lack, true
+	}
+	if room := d.lacksRoom(); room != "" { // whatever else may be the matter: a VM can stand still for it
+		return room, true
+	}
+	known = true
+	for _, name := range d.builderNames() {
+		w := d.workers[name]
+		if w.hello != nil && !w.buildsFor(system) {
+			continue
+		}
+		o := d.obstacle(name, w)
+		moment := d.cfg.Now().Sub(w.upSince) < d.cfg.AnswerTimeout
+		switch {
+		case w.why != "":
+			why = w.why
+		case moment && (w.hello == nil || !w.current):
+			known = false // its hello is the next event, or what it said meanwhile is being read
+		case o.why != "":
+			why = o.why
+		case !w.current:
+			why = "all to be read that " + name + " said meanwhile"
+		default:
+			return "a free slot on " + name, true
+		}
+	}
+	return why, known
 }
 
 func (d *Dispatcher) lacksRoom() string {
