@@ -214,17 +214,20 @@ func (a *attendant) start(ctx context.Context) error {
 	// From here on it is started even if the runner is to stop: a marker
 	// without a unit would count as an interruption.
 	alive := false
+	var unknown error
 	if err == nil {
 		err = a.r.cfg.Units.Start(ctx, a.spec())
 		alive = err == nil
 		if err != nil {
-			var aliveErr error
-			alive, aliveErr = a.r.cfg.Units.Alive(ctx, a.spec())
-			err = errors.Join(err, aliveErr)
+			alive, unknown = a.r.cfg.Units.Alive(ctx, a.spec())
 		}
 	}
 	if cerr := a.r.call(ctx, func() error { return a.begun(&m, alive) }); cerr != nil {
 		return cerr
+	}
+	if unknown != nil {
+		// It may yet start. With its marker it is taken up again, and asked after until there is an answer.
+		return fmt.Errorf("whether the job was started is not known: %w", errors.Join(err, unknown))
 	}
 	if !alive {
 		return &startError{err}

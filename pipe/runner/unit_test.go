@@ -3,10 +3,12 @@ package runner
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -357,6 +359,67 @@ func (u forgetful) Remembered(context.Context, Spec) (Result, bool, error) {
 func (u forgetful) Forget(context.Context, Spec) error {
 	u.forgotten.Store(true)
 	return nil
+}
+
+// A systemd that answers neither to the start nor to the question after it
+// may start the unit all the same: the job is no other's to run, and its slot
+// is nobody else's, until it is known.
+func TestUnknownStart(t *testing.T) {
+	m := newMachine(t)
+	m.cfg.Slots = 1
+	m.cfg.Units = &tardy{silent: 3}
+	m.start()
+	m.submit("a", "echo ran\n")
+	m.submit("b", "echo b\n")
+	if f := m.finished("a"); f.Status != pipe.StatusSucceeded || m.output("a") != "ran\n" {
+		t.Errorf("finished %+v, output %q", f, m.output("a"))
+	}
+	m.finished("b")
+	var order []string
+	for _, e := range m.events() {
+		if e.Type == pipe.TypeStarted || e.Type == pipe.TypeFinished {
+			order = append(order, string(e.Type)+" "+e.Job)
+		}
+	}
+	if d := cmp.Diff([]string{"started a", "finished a", "started b", "finished b"}, order); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+}
+
+// tardy are units of a systemd that is too busy to answer at first, and starts
+// the first of them when it comes to it.
+type tardy struct {
+	ProcessUnits
+
+	mu     sync.Mutex // guards what follows
+	silent int        // questions that get no answer
+	late   *Spec      // to be started
+	begun  bool
+}
+
+func (u *tardy) Start(ctx context.Context, spec Spec) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if !u.begun {
+		u.begun, u.late = true, &spec
+		return errors.New("systemd-run: timed out")
+	}
+	return u.ProcessUnits.Start(ctx, spec)
+}
+
+func (u *tardy) Alive(ctx context.Context, spec Spec) (bool, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.silent--; u.silent >= 0 {
+		return false, errors.New("systemctl: timed out")
+	}
+	if late := u.late; late != nil {
+		u.late = nil
+		if err := u.ProcessUnits.Start(ctx, *late); err != nil {
+			return false, err
+		}
+	}
+	return u.ProcessUnits.Alive(ctx, spec)
 }
 
 func TestOverdue(t *testing.T) {
