@@ -26,13 +26,18 @@ func (r *Runner) inOrder() []*job {
 
 // takeUp starts a goroutine for each job that wants one and can have it.
 func (r *Runner) takeUp(ctx context.Context) {
-	for _, j := range r.inOrder() {
+	all := r.inOrder()
+	// First those that have their slots: an older one that waits would be given the slot of one that runs.
+	for _, j := range all {
+		if !j.attended && j.outcome == nil && j.ran != nil {
+			r.attend(ctx, j, j.ran.Slot)
+		}
+	}
+	for _, j := range all {
 		switch {
 		case j.attended:
 		case j.outcome != nil:
 			r.takeUpEnded(ctx, j)
-		case j.ran != nil:
-			r.attend(ctx, j, j.ran.Slot)
 		case j.wish != nil:
 			r.dismiss(ctx, j)
 		default:
