@@ -50,7 +50,7 @@ var fields = map[string][]string{
 	"daemon/internal/dispatch":  {"why", "Why", "Reason"},
 	"daemon/internal/room":      {"why"},
 	"daemon/internal/preflight": {"Then"},
-	"pipe/runner":               {"Message", "Reason"},
+	"pipe/runner":               {"Message", "Reason", "message"},
 	"vmimage/internal":          {"Summary"},
 }
 

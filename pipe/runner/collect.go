@@ -24,9 +24,9 @@ import (
 
 // Bounds of what a job may ship.
 const (
-	maxFiles = 10_000
-	maxDepth = 32 // folders below $OUT
-	maxPath  = 1024
+	maxEntries = 10_000 // files and folders
+	maxDepth   = 32     // folders below $OUT
+	maxPath    = 1024
 )
 
 // A refusal says why what lies in $OUT can't be shipped.
@@ -79,9 +79,9 @@ func (c *collector) collect(ctx context.Context) ([]pipe.Artifact, error) {
 		return nil, fmt.Errorf("collect: %w", err)
 	}
 	var found []entry
-	if err := c.walk(c.path.artifacts, func(_ int, e entry, _ *unix.Stat_t) error {
+	if err := c.walk(ctx, c.path.artifacts, func(_ int, e entry, _ *unix.Stat_t) error {
 		found = append(found, e)
-		return ctx.Err()
+		return nil
 	}, nil); err != nil {
 		return nil, err
 	}
@@ -106,7 +106,7 @@ func (c *collector) receive(ctx context.Context) error {
 	}
 	if !exists(out) {
 		if err := effect.Rename(c.path.out(), out); errors.Is(err, fs.ErrNotExist) {
-			return &refusal{"$OUT was removed or renamed by the job: leave the folder, and put into it what is to be shipped"}
+			return &refusal{message: "$OUT was removed or renamed by the job: leave the folder, and put into it what is to be shipped"}
 		} else if err != nil {
 			return fmt.Errorf("collect: %w", err)
 		}
@@ -143,16 +143,11 @@ func (c *collector) check(ctx context.Context, out string) error {
 		return fmt.Errorf("collect: %w", err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != c.maker.uid {
-		return &refusal{"$OUT was replaced by something else: leave the folder, and put into it what is to be shipped"}
+		return &refusal{message: "$OUT was replaced by something else: leave the folder, and put into it what is to be shipped"}
 	}
 	files := 0
-	return c.walk(out, func(dir int, e entry, st *unix.Stat_t) error {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		if files++; files > maxFiles {
-			return &refusal{fmt.Sprintf("$OUT holds more than %d files: pack them into an archive", maxFiles)}
-		}
+	return c.walk(ctx, out, func(dir int, e entry, st *unix.Stat_t) error {
+		files++
 		if err := checkName(e.name); err != nil {
 			return err
 		}
@@ -237,9 +232,6 @@ func (c *collector) own(ctx context.Context, out string) error {
 		return errors.Join(down, given, unix.Fchmod(fd, mode))
 	}
 	file := func(dir int, e entry, _ *unix.Stat_t) error {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
 		if e.store != "" {
 			effect.Before("chown", e.name)
 			return unix.Fchownat(dir, path.Base(e.name), root.uid, c.builder.gid, unix.AT_SYMLINK_NOFOLLOW)
@@ -258,7 +250,7 @@ func (c *collector) own(ctx context.Context, out string) error {
 		effect.Before("sync", name)
 		return errors.Join(given, unix.Fsync(fd))
 	}
-	if err := c.walk(out, file, folder); err != nil {
+	if err := c.walk(ctx, out, file, folder); err != nil {
 		return fmt.Errorf("take over $OUT: %w", err)
 	}
 	fd, err := unix.Open(out, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)

@@ -1,9 +1,12 @@
 package runner
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -30,7 +33,9 @@ func TestRefusedArtifacts(t *testing.T) {
 		"control":       {`echo a >"$OUT/a"$'\n'"b"`, "is not plain UTF-8"},
 		"bytes":         {`echo a >"$OUT/a"$'\xff'"b"`, "is not plain UTF-8"},
 		"deep":          {`cd $OUT; for i in {0..33}; do mkdir d; cd d; done; echo a >a`, "folders deep"},
-		"many":          {`cd $OUT; for i in {0..10000}; do : >f$i; done`, "more than 10000 files"},
+		"many":          {`cd $OUT; for i in {0..10000}; do : >f$i; done`, "$OUT holds more than 10000 files and folders: pack them into an archive"},
+		"many folders":  {`cd $OUT; mkdir {0..10000}`, "$OUT holds more than 10000 files and folders: pack them into an archive"},
+		"many of both":  {`cd $OUT; mkdir {0..5000}; touch {0..5000}/f`, "$OUT holds more than 10000 files and folders: pack them into an archive"},
 		"good and bad":  {"echo a >$OUT/a; mkdir $OUT/b; ln -s /etc/passwd $OUT/b/c", "$OUT/b/c is a link to /etc/passwd"},
 		// The job's descriptor lives on in a process that is not its own.
 		"open for write": {"echo a >$OUT/x; setsid --fork env -u PROCESS_UNIT bash -c 'echo >r; exec sleep 20' 9>&- 3>>$OUT/x >/dev/null 2>&1; until [[ -e r ]]; do :; done", "still open for writing"},
@@ -106,6 +111,45 @@ func TestForeignFile(t *testing.T) {
 	c.maker = self()
 	if err := c.check(t.Context(), p.out()); err != nil {
 		t.Errorf("own file: %v", err)
+	}
+}
+
+// A collector that is to end does so between folders, too.
+func TestCollectingEnds(t *testing.T) {
+	dir := t.TempDir()
+	cfg := Config{Store: "/nix/store", Data: dir, GCRoots: dir + "/roots"}
+	p := cfg.paths(pipe.JobRef{Job: "j", Attempt: 1})
+	if err := os.MkdirAll(filepath.Join(p.out(), "folder", "folder"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	over := errors.New("the runner stops")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(over)
+	c := collector{cfg: cfg, path: p, builder: self(), maker: self()}
+	for name, do := range map[string]func(context.Context, string) error{"check": c.check, "own": c.own} {
+		if err := do(ctx, p.out()); !errors.Is(err, over) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// Of a folder with too much in it no more is read than tells that.
+func TestListOfTooMany(t *testing.T) {
+	dir := t.TempDir()
+	for i := range maxEntries + 5000 {
+		if err := os.Symlink("/", filepath.Join(dir, strconv.Itoa(i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	w := &walk{}
+	var refused *refusal
+	if _, err := w.list(f); !errors.As(err, &refused) || w.entries > maxEntries+1000 {
+		t.Errorf("%d names were read, %v", w.entries, err)
 	}
 }
 

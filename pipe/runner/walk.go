@@ -1,7 +1,10 @@
 package runner
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path"
 	"path/filepath"
@@ -19,44 +22,67 @@ type (
 )
 
 // walk visits what is below a folder: regular files and links into the Nix
-// store. Anything else is refused. Each name is opened from its folder's
-// descriptor and never through a link.
-func (c *collector) walk(root string, file visitFile, folder visitFolder) error {
+// store. Anything else is refused, and so is more than maxEntries. Each name is
+// opened from its folder's descriptor and never through a link.
+func (c *collector) walk(ctx context.Context, root string, file visitFile, folder visitFolder) error {
 	fd, err := unix.Open(root, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", root, err)
 	}
 	w := &walk{c: c, file: file, folder: folder}
-	return w.visit(fd, "", 0)
+	return w.visit(ctx, fd, "", 0)
 }
 
 type walk struct {
-	c      *collector
-	file   visitFile
-	folder visitFolder
+	c       *collector
+	file    visitFile
+	folder  visitFolder
+	entries int // that were listed
 }
 
 // visit closes fd.
-func (w *walk) visit(fd int, name string, depth int) error {
+func (w *walk) visit(ctx context.Context, fd int, name string, depth int) error {
 	dir := os.NewFile(uintptr(fd), name)
 	defer dir.Close()
 	if depth > maxDepth {
 		return refuse(name[:64]+"…", "lies more than %d folders deep", maxDepth)
 	}
-	entries, err := dir.ReadDir(-1)
+	names, err := w.list(dir)
 	if err != nil {
-		return fmt.Errorf("list $OUT/%s: %w", name, err)
+		return err
 	}
-	slices.SortFunc(entries, func(a, b os.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
-	for _, e := range entries {
-		if err := w.entry(fd, path.Join(name, e.Name()), depth); err != nil {
+	for _, base := range names {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err := w.entry(ctx, fd, path.Join(name, base), depth); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (w *walk) entry(dir int, name string, depth int) error {
+// list returns the names in a folder, in order. It reads no more of them than
+// there may be: a job can have made millions.
+func (w *walk) list(dir *os.File) ([]string, error) {
+	var names []string
+	for {
+		some, err := dir.Readdirnames(1000)
+		if w.entries += len(some); w.entries > maxEntries {
+			return nil, &refusal{message: fmt.Sprintf("$OUT holds more than %d files and folders: pack them into an archive", maxEntries)}
+		}
+		names = append(names, some...)
+		if errors.Is(err, io.EOF) {
+			slices.Sort(names)
+			return names, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list $OUT/%s: %w", dir.Name(), err)
+		}
+	}
+}
+
+func (w *walk) entry(ctx context.Context, dir int, name string, depth int) error {
 	var st unix.Stat_t
 	if err := unix.Fstatat(dir, path.Base(name), &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return fmt.Errorf("look at $OUT/%s: %w", name, err)
@@ -77,7 +103,7 @@ func (w *walk) entry(dir int, name string, depth int) error {
 		}
 		// Once more, since visit closes the one that it reads.
 		if w.folder == nil {
-			return w.visit(fd, name, depth+1)
+			return w.visit(ctx, fd, name, depth+1)
 		}
 		again, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {
@@ -85,7 +111,7 @@ func (w *walk) entry(dir int, name string, depth int) error {
 			return fmt.Errorf("open $OUT/%s: %w", name, err)
 		}
 		defer unix.Close(again)
-		if err := w.visit(fd, name, depth+1); err != nil {
+		if err := w.visit(ctx, fd, name, depth+1); err != nil {
 			return err
 		}
 		return w.folder(again, name, &st)
