@@ -84,6 +84,14 @@ func (d disk) mark(path string, data []byte) error {
 	return syncDir(filepath.Dir(path))
 }
 
+// syncDir is the function, on this disk.
+func (d disk) syncDir(path string) error {
+	if err := d.failing("sync", path); err != nil {
+		return fmt.Errorf("sync folder %s: %w", path, err)
+	}
+	return syncDir(path)
+}
+
 // syncDir makes the names in a folder last.
 func syncDir(path string) error {
 	f, err := effect.Open(path)

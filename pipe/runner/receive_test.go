@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -224,6 +226,39 @@ func TestFullDisk(t *testing.T) {
 	m.start()
 	accepted(t, m.send(2, jobHeader("new", 1), "echo new\n"))
 	m.finished("new")
+}
+
+// A job that was refused is not there, whatever failed: the same request
+// passes later, and no later runner finds it.
+func TestRefusedJobIsNotThere(t *testing.T) {
+	m := newMachine(t)
+	var fails atomic.Bool
+	m.cfg.fault = func(op, path string) error {
+		if op == "sync" && filepath.Base(path) == "jobs" && fails.Load() {
+			return unix.EIO
+		}
+		return nil
+	}
+	m.start()
+	fails.Store(true)
+	digest := m.upload("inputs")
+	for _, h := range []pipe.Header{jobHeader("j", 1), inputsHeader("i", 1, digest)} {
+		for n := range 2 {
+			if r := refused(t, m.send(n+1, h, "true\n"), pipe.ReasonInternal); !r.Retryable || !strings.Contains(r.Message, "sync folder") {
+				t.Errorf("refused: %+v", r)
+			}
+		}
+	}
+	m.stop()
+	m.start()
+	if h := m.await("hello", 2, ofType(pipe.TypeHello)).Hello; len(h.Jobs) != 0 {
+		t.Errorf("the next runner has %v", h.Jobs)
+	}
+	fails.Store(false)
+	accepted(t, m.send(3, jobHeader("j", 1), "true\n"))
+	accepted(t, m.send(3, inputsHeader("i", 1, digest), "true\n"))
+	m.finished("j")
+	m.finished("i")
 }
 
 func TestReserve(t *testing.T) {

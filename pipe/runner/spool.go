@@ -185,10 +185,14 @@ func (s *spool) accept(rec record, body []byte, inputs string) error {
 	if err == nil {
 		err = effect.Rename(temp, dir)
 	}
+	if err == nil {
+		temp = dir // refused, it is not for the next runner to find
+		err = s.disk.syncDir(filepath.Dir(dir))
+	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("spool job %s: %w", folder(rec.ref()), err), effect.RemoveAll(temp))
 	}
-	return syncDir(filepath.Dir(dir))
+	return nil
 }
 
 func (s *spool) fill(dir string, rec record, body []byte, inputs string) error {
