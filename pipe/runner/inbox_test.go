@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -305,5 +306,40 @@ func TestNotices(t *testing.T) {
 	got := parseNotices(raw)
 	if len(got) != 2 || got[0] != (notice{1, unix.IN_MODIFY, "pipe_in"}) || got[1] != (notice{-1, unix.IN_Q_OVERFLOW, ""}) {
 		t.Errorf("notices: %+v", got)
+	}
+}
+
+// What is swapped with a stale script may be anything: whoever writes to the
+// pipe can put it there.
+func TestClearMeetsAnything(t *testing.T) {
+	for name, put := range map[string]func(path string) error{
+		"fifo": func(path string) error { return unix.Mkfifo(path, 0o600) },
+		"link": func(path string) error { return os.Symlink("/dev/zero", path) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := New(Config{Pipe: t.TempDir()})
+			r.user = self()
+			if err := put(r.cfg.pipeIn()); err != nil {
+				t.Fatal(err)
+			}
+			before, err := os.Lstat(r.cfg.pipeIn())
+			if err != nil {
+				t.Fatal(err)
+			}
+			done := make(chan error, 1)
+			go func() { done <- r.clear(letter{digest: digestOf("a script")}) }()
+			select {
+			case err = <-done:
+			case <-time.After(patience):
+				t.Fatal("it waits for a writer")
+			}
+			after, statErr := os.Lstat(r.cfg.pipeIn())
+			if err != nil || statErr != nil || !os.SameFile(before, after) {
+				t.Errorf("clear: %v; it is not put back: %v", err, statErr)
+			}
+			if left, err := os.ReadDir(r.cfg.Pipe); err != nil || len(left) != 1 {
+				t.Errorf("left: %v, %v", left, err)
+			}
+		})
 	}
 }

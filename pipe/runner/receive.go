@@ -336,7 +336,7 @@ func (r *Runner) clear(l letter) error {
 	if err := exchange(temp, r.cfg.pipeIn()); err != nil {
 		return errors.Join(fmt.Errorf("clear pipe_in: %w", err), effect.Remove(temp))
 	}
-	data, err := readBounded(temp, pipe.MaxRequest)
+	data, err := readForeign(temp, pipe.MaxRequest)
 	sum := sha256.Sum256(data)
 	if err != nil || hex.EncodeToString(sum[:]) != l.digest {
 		if err := effect.Rename(temp, r.cfg.pipeIn()); err != nil {
