@@ -47,7 +47,10 @@ type Config struct {
 	// NixSocket is where nix-daemon listens; a VM in which nobody answers there
 	// says so in its hello. Empty, nobody asks.
 	NixSocket string
-	Path      string // PATH of jobs; empty is where NixOS and Debian have programs
+	// NixEvery is how often it is looked at; 0 is nixCalm while it works and
+	// nixEvery while it is broken.
+	NixEvery time.Duration
+	Path     string // PATH of jobs; empty is where NixOS and Debian have programs
 
 	// Memory is what a job's processes may hold in all, in bytes; 0 is half of
 	// the machine's, or most of it with one slot. What is built for the job
@@ -74,7 +77,6 @@ type Config struct {
 
 	nixPatience time.Duration // for nix-daemon's answer; 0 is nixPatience
 	nixFirst    time.Duration // the same at the start; 0 is nixFirst
-	nixEvery    time.Duration // between looks at a Nix that is broken; 0 is nixEvery
 
 	// fault stands in for a disk that fails; tests set it.
 	fault func(op, path string) error

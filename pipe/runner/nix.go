@@ -36,6 +36,8 @@ const (
 	// nixEvery is how often a Nix that is broken is looked at again: a full disk
 	// can be all that ails it, and jobs wait.
 	nixEvery = 10 * time.Second
+	// nixCalm is how often one that works is looked at.
+	nixCalm = time.Minute
 )
 
 // checkNix reports what is wrong with the daemon behind socket.
@@ -101,25 +103,33 @@ func (r *Runner) lookAtNix(ctx context.Context, patience time.Duration) string {
 	return "Nix is broken: " + err.Error()
 }
 
-// awaitNix looks at a Nix that is broken until it works, and says hello anew
-// whenever that has changed. The first look had little time, so another follows
-// at once.
-func (r *Runner) awaitNix(ctx context.Context, said string) {
-	for said != "" {
+// watchNix looks at Nix for as long as the runner lives, and says hello anew
+// whenever what it finds has changed. The first look had little time, so another
+// follows at once if that found it broken.
+func (r *Runner) watchNix(ctx context.Context, said string) {
+	if r.cfg.NixSocket == "" {
+		return
+	}
+	wait, doubt := time.Duration(0), false
+	if said == "" {
+		wait = nixCalm
+	}
+	for {
+		if wait > 0 && !pause(ctx, cmp.Or(r.cfg.NixEvery, wait)) {
+			return
+		}
 		now := r.lookAtNix(ctx, cmp.Or(r.cfg.nixPatience, nixPatience))
 		if ctx.Err() != nil {
 			return
 		}
-		if now != said && r.sayNix(ctx, now) {
+		// One that worked may just be busy, or be started anew: it is broken if the next look finds it so.
+		doubt = said == "" && now != "" && !doubt
+		if !doubt && now != said && r.sayNix(ctx, now) {
 			said = now
 		}
-		if said == "" {
-			return
-		}
-		select {
-		case <-time.After(cmp.Or(r.cfg.nixEvery, nixEvery)):
-		case <-ctx.Done():
-			return
+		wait = nixEvery
+		if said == "" && now == "" {
+			wait = nixCalm
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,13 +25,21 @@ type nixServer struct {
 func newNixServer(t *testing.T, serve func(net.Conn)) *nixServer {
 	t.Helper()
 	s := &nixServer{socket: filepath.Join(t.TempDir(), "socket"), serve: serve}
+	s.listen(t)
+	return s
+}
+
+// listen makes the socket; the returned function removes it.
+func (s *nixServer) listen(t *testing.T) (stop func()) {
+	t.Helper()
 	var config net.ListenConfig
 	l, err := config.Listen(t.Context(), "unix", s.socket)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var all sync.WaitGroup
-	t.Cleanup(func() { _ = l.Close(); all.Wait() })
+	stop = func() { _ = l.Close(); all.Wait() }
+	t.Cleanup(stop)
 	all.Go(func() {
 		for {
 			conn, err := l.Accept()
@@ -46,7 +55,7 @@ func newNixServer(t *testing.T, serve func(net.Conn)) *nixServer {
 			})
 		}
 	})
-	return s
+	return stop
 }
 
 func (s *nixServer) set(serve func(net.Conn)) {
@@ -63,6 +72,9 @@ func nixWorks(t *testing.T) func(net.Conn) {
 		}
 	}
 }
+
+// nixAnswers is one that may be left at any time: by a runner that stops.
+func nixAnswers(conn net.Conn) { _ = answerNix(conn) }
 
 // answerNix does as daemon.cc of Nix 2.26 does, and returns nil if the client
 // leaves where it may.
@@ -139,7 +151,7 @@ func TestCheckNix(t *testing.T) {
 func TestHelloTellsThatNixIsBroken(t *testing.T) {
 	s := newNixServer(t, nixCloses)
 	m := newMachine(t)
-	m.cfg.NixSocket, m.cfg.nixEvery = s.socket, 5*time.Millisecond
+	m.cfg.NixSocket, m.cfg.NixEvery = s.socket, 5*time.Millisecond
 	m.start()
 	if first := m.events()[0].Hello; first == nil || !strings.HasPrefix(first.Unfit, "Nix is broken: nix-daemon closes the connection") {
 		t.Fatalf("the first hello is %+v", first)
@@ -148,7 +160,7 @@ func TestHelloTellsThatNixIsBroken(t *testing.T) {
 	if second := m.await("another hello", 2, ofType(pipe.TypeHello)).Hello; !strings.Contains(second.Unfit, "is no nix-daemon") {
 		t.Errorf("then it says %+v", second)
 	}
-	s.set(nixWorks(t))
+	s.set(nixAnswers)
 	if third := m.await("a hello without it", 3, ofType(pipe.TypeHello)).Hello; third.Unfit != "" || third.Generation != m.events()[0].Hello.Generation {
 		t.Errorf("then it says %+v", third)
 	}
@@ -156,6 +168,39 @@ func TestHelloTellsThatNixIsBroken(t *testing.T) {
 	m.finished("after")
 	if n := len(find(m.events(), ofType(pipe.TypeHello))); n != 3 {
 		t.Errorf("%d hellos", n)
+	}
+}
+
+// A Nix that breaks later is told of, and that it works again; to find it
+// broken once is not enough.
+func TestHelloTellsThatNixBreaks(t *testing.T) {
+	var looks, bad atomic.Int32
+	s := &nixServer{socket: filepath.Join(t.TempDir(), "socket"), serve: func(conn net.Conn) {
+		if bad.Add(-1) == 0 {
+			nixCloses(conn)
+		} else {
+			nixAnswers(conn)
+		}
+		looks.Add(1)
+	}}
+	stop := s.listen(t)
+	m := newMachine(t)
+	m.cfg.NixSocket, m.cfg.NixEvery = s.socket, 5*time.Millisecond
+	m.start()
+	m.until("looks at a Nix that works", func() bool { return looks.Load() >= 3 })
+	bad.Store(1)
+	m.until("looks after the one that failed", func() bool { return bad.Load() <= -3 })
+	if n := len(find(m.events(), ofType(pipe.TypeHello))); n != 1 {
+		t.Errorf("%d hellos", n)
+	}
+	stop()
+	second := m.await("another hello", 2, ofType(pipe.TypeHello)).Hello
+	if !strings.HasPrefix(second.Unfit, "Nix is broken: nobody listens for it: ") || second.Generation != m.events()[0].Hello.Generation {
+		t.Errorf("then it says %+v", second)
+	}
+	s.listen(t)
+	if third := m.await("a hello without it", 3, ofType(pipe.TypeHello)).Hello; third.Unfit != "" {
+		t.Errorf("then it says %+v", third)
 	}
 }
 
@@ -169,7 +214,7 @@ func TestSlowNixHoldsUpNoStart(t *testing.T) {
 		_ = answerNix(conn) // the first one has left
 	})
 	m := newMachine(t)
-	m.cfg.NixSocket, m.cfg.nixFirst, m.cfg.nixPatience, m.cfg.nixEvery = s.socket, 10*time.Millisecond, 2*patience, 2*patience
+	m.cfg.NixSocket, m.cfg.nixFirst, m.cfg.nixPatience, m.cfg.NixEvery = s.socket, 10*time.Millisecond, 2*patience, 2*patience
 	m.start()
 	if first := m.events()[0].Hello; first == nil || first.Unfit == "" {
 		t.Errorf("the first hello is %+v", first)
@@ -183,7 +228,7 @@ func TestSlowNixHoldsUpNoStart(t *testing.T) {
 // It can be stopped while it waits for Nix.
 func TestStoppedWhileNixHangs(t *testing.T) {
 	m := newMachine(t)
-	m.cfg.NixSocket, m.cfg.nixEvery = newNixServer(t, nixHangs).socket, time.Millisecond
+	m.cfg.NixSocket, m.cfg.NixEvery = newNixServer(t, nixHangs).socket, time.Millisecond
 	m.cfg.nixFirst, m.cfg.nixPatience = time.Millisecond, time.Millisecond
 	m.start()
 	m.stop()

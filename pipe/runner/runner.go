@@ -154,7 +154,7 @@ func (r *Runner) start(ctx context.Context) error {
 	r.cleanUploads(!resumed)
 	r.work.Go(func() { r.janitor(ctx) })
 	unfit := r.unfit
-	r.work.Go(func() { r.awaitNix(ctx, unfit) })
+	r.work.Go(func() { r.watchNix(ctx, unfit) })
 	r.sweep()
 	r.takeUp(ctx)
 	return nil
