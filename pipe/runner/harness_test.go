@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"osbuilder/internal/testenv"
 	"osbuilder/pipe"
 )
 
@@ -57,6 +58,22 @@ func newMachine(t *testing.T) *machine {
 		}
 	})
 	return m
+}
+
+// smallDisk gives the machine a data disk of its own, of 20 MiB.
+func (m *machine) smallDisk() {
+	m.t.Helper()
+	if err := os.Mkdir(m.cfg.Data, 0o700); err != nil {
+		m.t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", m.cfg.Data, "tmpfs", 0, "size=20m"); err != nil {
+		testenv.Lacks(m.t, "no tmpfs can be mounted here: %v", err)
+	}
+	m.t.Cleanup(func() {
+		if err := unix.Unmount(m.cfg.Data, unix.MNT_DETACH); err != nil {
+			m.t.Error(err)
+		}
+	})
 }
 
 // boot starts a runner on a new machine.

@@ -136,6 +136,10 @@ func TestInputsNeedRoom(t *testing.T) {
 	if !r.Retryable || !exists(m.cfg.upload(digestOf("four"))) {
 		t.Errorf("refused: %+v; the upload must stay for the next try", r)
 	}
+	if want := "no room on the VM's data disk, 268.4 MB are free: copy inputs of 4 bytes, beside which 268.4 MB stay free: no space left on device; " +
+		"it is tried again by itself, jobs that end make room, and a larger DISK_SIZE counts from the VM's next start"; r.Message != want {
+		t.Errorf("it says %q, want %q", r.Message, want)
+	}
 	accepted(t, m.send(1, inputsHeader("k", 1, m.upload("two")), "true\n"))
 }
 

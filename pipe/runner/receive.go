@@ -189,7 +189,7 @@ func (r *Runner) add(rec record, body []byte, inputs string) *pipe.Refused {
 	if len(r.jobs) >= maxJobs {
 		return &pipe.Refused{
 			Reason:    pipe.ReasonDisk,
-			Message:   fmt.Sprintf("%d jobs lie here already: acknowledge those that are finished", len(r.jobs)),
+			Message:   fmt.Sprintf("%d jobs lie in the VM already: those that are finished make room when they are acknowledged", len(r.jobs)),
 			Retryable: true,
 		}
 	}
@@ -222,13 +222,17 @@ func (r *Runner) unable(err error) *pipe.Refused {
 	if !full(err) {
 		return &pipe.Refused{Reason: pipe.ReasonInternal, Message: err.Error(), Retryable: true}
 	}
-	free, ferr := freeBytes(r.cfg.Data)
+	free, ferr := r.cfg.free(r.cfg.Data)
 	if ferr != nil {
 		r.logf("%v", ferr)
 	}
+	if r.spool.room.spent {
+		free = max(0, free-reserveSize) // what was given back is for answers
+	}
 	return &pipe.Refused{
-		Reason:    pipe.ReasonDisk,
-		Message:   fmt.Sprintf("%v: %d bytes are free on the VM's data disk: acknowledge finished jobs, or give the VM more DISK_SIZE", err, free),
+		Reason: pipe.ReasonDisk,
+		Message: fmt.Sprintf("no room on the VM's data disk, %s are free: %v; it is tried again by itself, jobs that end make room, "+
+			"and a larger DISK_SIZE counts from the VM's next start", size(free), err),
 		Retryable: true,
 	}
 }

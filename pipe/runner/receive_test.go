@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -226,6 +227,37 @@ func TestFullDisk(t *testing.T) {
 	m.start()
 	accepted(t, m.send(2, jobHeader("new", 1), "echo new\n"))
 	m.finished("new")
+}
+
+// On a full data disk a job is refused with figures, and passes when there is
+// room.
+func TestRefusalOnFullDisk(t *testing.T) {
+	m := newMachine(t)
+	m.smallDisk()
+	m.start()
+	fill, err := os.Create(filepath.Join(m.cfg.Data, "fill"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fill.Close()
+	for err == nil {
+		_, err = fill.Write(make([]byte, 1<<20))
+	}
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	h := jobHeader("j", 1)
+	r := refused(t, m.send(1, h, "true\n"), pipe.ReasonDisk)
+	want := regexp.MustCompile(`^no room on the VM's data disk, (0 bytes|[0-9.]+ kB) are free: spool job j-1: .*no space left on device; ` +
+		`it is tried again by itself, jobs that end make room, and a larger DISK_SIZE counts from the VM's next start$`)
+	if !r.Retryable || !want.MatchString(r.Message) {
+		t.Errorf("refused: %+v, want %s", r, want)
+	}
+	if err := fill.Truncate(0); err != nil {
+		t.Fatal(err)
+	}
+	accepted(t, m.send(2, h, "true\n"))
+	m.finished("j")
 }
 
 // A job that was refused is not there, whatever failed: the same request

@@ -16,7 +16,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"osbuilder/internal/testenv"
 	"osbuilder/pipe"
 )
 
@@ -314,17 +313,7 @@ func TestFailureOnFullDisk(t *testing.T) {
 	} {
 		t.Run(script, func(t *testing.T) {
 			m := newMachine(t)
-			if err := os.Mkdir(m.cfg.Data, 0o700); err != nil {
-				t.Fatal(err)
-			}
-			if err := unix.Mount("tmpfs", m.cfg.Data, "tmpfs", 0, "size=20m"); err != nil {
-				testenv.Lacks(t, "no tmpfs can be mounted here: %v", err)
-			}
-			t.Cleanup(func() {
-				if err := unix.Unmount(m.cfg.Data, unix.MNT_DETACH); err != nil {
-					t.Error(err)
-				}
-			})
+			m.smallDisk()
 			m.start()
 			m.submit("a", script+"\n")
 			if f := m.finished("a"); f.Reason != want {
