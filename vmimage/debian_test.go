@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"osbuilder/internal/testenv"
 )
 
 const debian = "debian/rootfs/usr/lib/osbuilder/"
@@ -68,6 +70,60 @@ func TestDebianNotesWhatBecameOfTheDataDisk(t *testing.T) {
 				t.Errorf("the console says: %s", out)
 			}
 		})
+	}
+}
+
+// What a former boot left of builds and in /tmp is moved away, not copied, on a
+// full disk too; each time to a place of its own, for what is there may be half
+// removed. Under the script is a root of its own with a real mount for /data.
+func TestDebianSetsAsideWhatAFormerBootLeft(t *testing.T) {
+	const enter = `set -e
+mount --make-rprivate /
+mount -t tmpfs tmpfs "$ROOT"
+cd "$ROOT"
+mkdir -p etc data nix nexus_bootstrap tmp var/tmp stubs sys/vdz
+echo nixbld:x:30000: >etc/group
+for dir in bin sbin lib lib64 usr dev proc; do
+  if [ -L "/$dir" ]; then cp -P "/$dir" .; elif [ -d "/$dir" ]; then mkdir "$dir"; mount --rbind "/$dir" "$dir"; fi
+done
+mount --bind "$STUBS" stubs
+cp "$SCRIPT" data-disk
+echo builderdata >sys/vdz/serial
+echo 2097152 >sys/vdz/size
+mount -t tmpfs -o size=1m tmpfs data
+for boot in 1 2; do
+  rm -f data/fill
+  mkdir -p data/nix/var/nix/builds/dead data/tmp
+  echo "$boot" >data/nix/var/nix/builds/dead/file
+  echo "$boot" >data/tmp/file
+  ls -i data/nix/var/nix/builds/dead/file data/tmp/file | cut -d ' ' -f 1 >want
+  cat /dev/zero >data/fill 2>/dev/null || :
+  chroot . /bin/bash /data-disk mount >said 2>&1 || { cat said; exit 1; }
+  find data/trash -name file -exec grep -lx "$boot" {} + | xargs ls -i | cut -d ' ' -f 1 | sort >got
+  sort want | diff - got
+  [ -d data/nix/var/nix/builds ] && [ -z "$(ls -A data/nix/var/nix/builds data/tmp | grep -v :)" ]
+  umount tmp var/tmp nix nexus_bootstrap
+done
+`
+	if out, err := exec.CommandContext(t.Context(), "unshare", "--mount", "true").CombinedOutput(); err != nil {
+		testenv.Lacks(t, "no mounts of its own can be had here: %v: %s", err, out)
+	}
+	bin := programs(t, map[string]string{
+		"blkid": "echo LABEL=osbuilder; echo TYPE=ext4", "e2fsck": "", "resize2fs": "",
+		"mount": `[ "$2" = ext4 ] || exec /bin/mount "$@"`,
+		"rm":    `[ "$*" = "-rf /data/trash" ] || exec /bin/rm "$@"`, // what is to be removed is looked at
+	})
+	script, err := filepath.Abs(debian + "data-disk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), "unshare", "--mount", "sh", "-c", enter)
+	cmd.Env = []string{
+		"PATH=/stubs:/usr/sbin:/usr/bin:/sbin:/bin", "ROOT=" + t.TempDir(), "STUBS=" + bin, "SCRIPT=" + script,
+		"RUN_DIR=/run", "SYS_BLOCK=/sys",
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
 	}
 }
 
