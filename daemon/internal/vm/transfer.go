@@ -96,17 +96,25 @@ func writeRequest(ctx context.Context, c *sftp.Client, dir string, data []byte) 
 	return nil
 }
 
-// clean removes what a crash in the middle of Send or Upload left behind. If it can't,
-// nothing depends on it.
+// clean removes what a crash in the middle of Send left behind. If it can't,
+// nothing depends on it. Uploads are left to the runner, and to who goes on with them.
+//
+// What is old is told by the VM's clock alone, which may be another than ours:
+// by the youngest file there.
 func (b *Builder) clean(ctx context.Context, l *link) {
 	err := l.do(ctx, "remove stale requests", func() error {
 		list, err := l.sftp.ReadDir(b.cfg.Dir)
 		if err != nil {
 			return err
 		}
+		var youngest time.Time
 		for _, info := range list {
-			temporary := strings.HasPrefix(info.Name(), tempPrefix) || strings.HasPrefix(info.Name(), pipe.InputsTempPrefix)
-			if !temporary || time.Since(info.ModTime()) < staleAfter {
+			if info.ModTime().After(youngest) {
+				youngest = info.ModTime()
+			}
+		}
+		for _, info := range list {
+			if !strings.HasPrefix(info.Name(), tempPrefix) || youngest.Sub(info.ModTime()) < staleAfter {
 				continue
 			}
 			if err := remove(l.sftp, path.Join(b.cfg.Dir, info.Name())); err != nil {

@@ -108,26 +108,36 @@ func TestSendSideBySide(t *testing.T) {
 	}
 }
 
+// What is old is for the VM's clock to say, wherever ours stands. An upload is
+// never too old to go on with.
 func TestStaleRequestsAreRemoved(t *testing.T) {
-	srv := vmtest.New(t)
-	vmtest.NewPipe(t, srv.Dir())
-	old, fresh := filepath.Join(srv.Dir(), ".pipe_in.old"), filepath.Join(srv.Dir(), ".pipe_in.fresh")
-	for _, name := range []string{old, fresh} {
-		if err := os.WriteFile(name, nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	then := time.Now().Add(-2 * time.Hour)
-	if err := os.Chtimes(old, then, then); err != nil {
-		t.Fatal(err)
-	}
-	r := start(t, srv, newSink(pipe.Position{}), quick)
-	r.sink.untilUp(t, 1)
-	if _, err := os.Stat(old); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the old one: %v", err)
-	}
-	if _, err := os.Stat(fresh); err != nil {
-		t.Errorf("the fresh one: %v", err)
+	for name, behind := range map[string]time.Duration{"as ours": 0, "behind": 2 * time.Hour, "ahead": -2 * time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			srv := vmtest.New(t)
+			vmtest.NewPipe(t, srv.Dir())
+			now := time.Now().Add(-behind)
+			for file, age := range map[string]time.Duration{
+				pipe.Out: 0, ".pipe_in.old": 90 * time.Minute, ".pipe_in.fresh": time.Minute,
+				".inputs-old": 90 * time.Minute, ".inputs-fresh": time.Minute,
+			} {
+				file = filepath.Join(srv.Dir(), file)
+				f, err := os.OpenFile(file, os.O_CREATE|os.O_WRONLY, 0o600)
+				if err != nil {
+					t.Fatal(err)
+				}
+				f.Close()
+				if err := os.Chtimes(file, now.Add(-age), now.Add(-age)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r := start(t, srv, newSink(pipe.Position{}), quick)
+			r.sink.untilUp(t, 1)
+			for file, stays := range map[string]bool{".pipe_in.old": false, ".pipe_in.fresh": true, ".inputs-old": true, ".inputs-fresh": true} {
+				if _, err := os.Stat(filepath.Join(srv.Dir(), file)); err != nil == stays {
+					t.Errorf("%s: %v", file, err)
+				}
+			}
+		})
 	}
 }
 
