@@ -7,6 +7,10 @@ import (
 	"io"
 	"path"
 	"strings"
+
+	"github.com/pkg/sftp"
+
+	"osbuilder/daemon/internal/disk"
 )
 
 // runDir is where the VM notes, at each boot, what it found out.
@@ -40,4 +44,28 @@ func dataDisk(ctx context.Context, l *link, dir string) error {
 		return nil
 	}
 	return &RungError{RungDisk, fmt.Errorf("%w: %s", ErrNoDisk, strings.ToValidUTF8(strings.TrimSpace(why), ""))}
+}
+
+// fullBelow is how much room beside what is needed, in bytes, is none: a file
+// system takes some for itself.
+const fullBelow = 1 << 20
+
+// noRoom adds to the error of a write to dir that the VM's disk is full, with
+// figures, if it is. SFTP has no word for that: OpenSSH says "Failure". need is
+// what was still to be written, in bytes.
+func noRoom(c *sftp.Client, dir string, need int64, err error) error {
+	var status *sftp.StatusError
+	if !errors.As(err, &status) || status.FxCode() != sftp.ErrSSHFxFailure {
+		return err
+	}
+	fs, statErr := c.StatVFS(dir)
+	if statErr != nil {
+		return err // it stays as vague as it is
+	}
+	free := int64(fs.Bavail * fs.Frsize)
+	if free >= need+fullBelow {
+		return err
+	}
+	return fmt.Errorf("%w: %s are needed, %s are free (%w); it is tried again by itself, jobs that end make room, "+
+		"and a larger DISK_SIZE counts from the VM's next start", ErrFull, disk.Size(need), disk.Size(free), err)
 }

@@ -30,6 +30,8 @@ var (
 	// ErrNoDisk says: the VM has no data disk that it may use, so nothing that it
 	// takes would last.
 	ErrNoDisk = errors.New("the VM has no data disk that it can use")
+	// ErrFull says: the disk of the VM on which the pipe lies takes no more.
+	ErrFull = errors.New("no room on the VM's data disk")
 	// ErrStalled says: nothing came for longer than the bound.
 	ErrStalled = errors.New("the VM went silent")
 )

@@ -6,13 +6,16 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"osbuilder/daemon/internal/vm"
 	"osbuilder/daemon/internal/vmtest"
+	"osbuilder/internal/testenv"
 	"osbuilder/pipe"
 
 	"go.uber.org/zap"
@@ -84,6 +87,38 @@ func transfers(t *testing.T, r *rig, dir string) {
 		wantFile(t, whole, inputs)
 		absent(t, half)
 	}
+}
+
+// OpenSSH has no word for a disk that is full; the error has, with figures, and
+// the link stays.
+func TestOpenSSHFullDisk(t *testing.T) {
+	s := newSSHD(t, sftpSubsystem)
+	if err := syscall.Mount("tmpfs", s.cfg.Dir, "tmpfs", 0, "size=4m"); err != nil {
+		testenv.Lacks(t, "no tmpfs can be mounted here: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(s.cfg.Dir, syscall.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	r, _ := s.up(s.cfg)
+	data := content(6_000_000)
+	err := r.b.Upload(t.Context(), digest, int64(len(data)), false, writes(data))
+	says := regexp.MustCompile(`: no room on the VM's data disk: [12]\.\d MB are needed, (0 bytes|[0-9.]+ kB) are free \(write .*\.inputs-.*: sftp: "Failure" \(SSH_FX_FAILURE\)\); ` +
+		`it is tried again by itself, jobs that end make room, and a larger DISK_SIZE counts from the VM's next start$`)
+	if !errors.Is(err, vm.ErrFull) || !says.MatchString(err.Error()) {
+		t.Errorf("Upload: %v\nwant %s", err, says)
+	}
+	if err := r.b.Send(t.Context(), content(400_000)); !errors.Is(err, vm.ErrFull) || !strings.Contains(err.Error(), ": 400.0 kB are needed, ") {
+		t.Errorf("Send: %v", err)
+	}
+	if err := os.Truncate(filepath.Join(s.cfg.Dir, ".inputs-"+digest), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.b.Upload(t.Context(), digest, 1_000_000, false, writes(data[:1_000_000])); err != nil {
+		t.Error(err)
+	}
+	wantLines(t, r.warnings())
 }
 
 // The server is restarted. Alone, that is nothing to the link; with its

@@ -48,7 +48,7 @@ func (b *Builder) Send(ctx context.Context, request []byte) error {
 			return l.reason()
 		}
 		defer func() { <-b.sending }()
-		return writeRequest(ctx, l.sftp, b.cfg.Dir, request)
+		return noRoom(l.sftp, b.cfg.Dir, int64(len(request)), writeRequest(ctx, l.sftp, b.cfg.Dir, request))
 	})
 }
 

@@ -47,6 +47,7 @@ func TestSendFailsWhole(t *testing.T) {
 		says    string
 	}{
 		"write":  {func(f *vmtest.Faults) { f.FailWrite = true }, 0, "write "},
+		"full":   {func(f *vmtest.Faults) { f.Full = true }, 0, "no room on the VM's data disk: 9 bytes are needed, 0 bytes are free (write "},
 		"sync":   {func(f *vmtest.Faults) { f.FailFsync = true }, 0, "sync "},
 		"rename": {func(f *vmtest.Faults) { f.FailRename = true }, 1, "rename "},
 	} {
@@ -57,7 +58,7 @@ func TestSendFailsWhole(t *testing.T) {
 			}
 			r.srv.Set(test.harm)
 			err := r.b.Send(t.Context(), []byte("a request"))
-			if err == nil || errors.Is(err, vm.ErrDown) || !strings.Contains(err.Error(), test.says) {
+			if err == nil || errors.Is(err, vm.ErrDown) || !strings.Contains(err.Error(), test.says) || errors.Is(err, vm.ErrFull) != (name == "full") {
 				t.Errorf("Send: %v", err)
 			}
 			if n := r.srv.Requests("posix-rename@openssh.com"); n != 1+test.renames {

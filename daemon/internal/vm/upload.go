@@ -35,13 +35,17 @@ func (b *Builder) Upload(ctx context.Context, sha256 string, size int64, fresh b
 		name: path.Join(b.cfg.Dir, pipe.InputsFile(sha256)), temp: path.Join(b.cfg.Dir, pipe.InputsTempPrefix+sha256),
 	}
 	defer close(u.stop)
-	return l.transfer(ctx, what, u.progress, u.run)
+	return l.transfer(ctx, what, u.progress, func(c *sftp.Client) error {
+		err := u.run(c)
+		return noRoom(c, b.cfg.Dir, u.size-u.at, err)
+	})
 }
 
 // An upload is one call of Upload, as its goroutine sees it.
 type upload struct {
 	name, temp string
 	size       int64
+	at         int64 // how much of it is there
 	fresh      bool
 	write      func(io.Writer) error
 	progress   progress
@@ -106,7 +110,8 @@ func (u *upload) fill(c *sftp.Client) error {
 	}
 	// One write at a time: with several at once, a broken one leaves a hole
 	// before the others, and the size would not say how much there is.
-	out := bufio.NewWriterSize(u.guard(f, have), maxPacket)
+	u.at = have
+	out := bufio.NewWriterSize(u.guard(f), maxPacket)
 	if err := u.write(&skipper{w: out, skip: have, moved: u.progress.moved}); err != nil {
 		return err
 	}
@@ -152,9 +157,9 @@ func (u *upload) sync(f *remoteFile) error {
 	return nil
 }
 
-// guard passes writes on, from an offset, until nobody waits for them, and says
-// that they are made.
-func (u *upload) guard(f *remoteFile, at int64) io.Writer {
+// guard passes writes on until nobody waits for them, and says that they are
+// made.
+func (u *upload) guard(f *remoteFile) io.Writer {
 	return writerFunc(func(p []byte) (int, error) {
 		if err := u.stopped(); err != nil {
 			return 0, err
@@ -164,9 +169,9 @@ func (u *upload) guard(f *remoteFile, at int64) io.Writer {
 		if err != nil {
 			return n, fmt.Errorf("write %s: %w", u.temp, err)
 		}
-		before := at
-		at += int64(n)
-		if before/syncEvery == at/syncEvery {
+		before := u.at
+		u.at += int64(n)
+		if before/syncEvery == u.at/syncEvery {
 			return n, nil
 		}
 		return n, u.sync(f)

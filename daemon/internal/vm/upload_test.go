@@ -148,6 +148,7 @@ func TestUploadFailsWhole(t *testing.T) {
 		down bool
 	}{
 		"write":  {func(f *vmtest.Faults) { f.FailWrite = true }, "write ", false},
+		"full":   {func(f *vmtest.Faults) { f.Full = true }, "no room on the VM's data disk: 1.0 MB are needed, 0 bytes are free (write ", false},
 		"sync":   {func(f *vmtest.Faults) { f.FailFsync = true }, "sync ", false},
 		"rename": {func(f *vmtest.Faults) { f.FailRename = true }, "rename ", false},
 		"lost":   {func(f *vmtest.Faults) { f.LoseWrites = true }, "came short", false},
@@ -158,7 +159,7 @@ func TestUploadFailsWhole(t *testing.T) {
 			data := content(1_000_000)
 			r.srv.Set(tc.harm)
 			err := r.b.Upload(t.Context(), digest, int64(len(data)), false, writes(data))
-			if err == nil || errors.Is(err, vm.ErrDown) != tc.down || !strings.Contains(err.Error(), tc.says) {
+			if err == nil || errors.Is(err, vm.ErrDown) != tc.down || !strings.Contains(err.Error(), tc.says) || errors.Is(err, vm.ErrFull) != (name == "full") {
 				t.Errorf("Upload: %v", err)
 			}
 			absent(t, whole(r))

@@ -43,6 +43,7 @@ type Faults struct {
 	StallReads string // reads of files with this base name are never answered
 	ShortReads string // reads of files with this base name end halfway
 	FailWrite  bool
+	Full       bool   // writes find no room, as statvfs says
 	CutWrites  int64  // all connections are cut after so many bytes were written to files in one session; 0 never
 	StallWrite string // writes to files whose base name begins so are never answered
 	LoseWrites bool   // writes are answered and not made, past the first 1000 bytes of a file

@@ -35,6 +35,7 @@ const (
 	fxpName     = 104
 	fxpAttrs    = 105
 	fxpExtended = 200
+	fxpReply    = 201
 
 	fxOK          = 0
 	fxEOF         = 1
@@ -45,6 +46,7 @@ const (
 
 	posixRename = "posix-rename@openssh.com"
 	fsync       = "fsync@openssh.com"
+	statvfs     = "statvfs@openssh.com"
 
 	openSSHMaxRead = 261120 // sftp-server.c: SFTP_MAX_MSG_LENGTH less 1 KiB
 	maxPacket      = 256 << 10
@@ -114,7 +116,7 @@ func (v *sftpServer) answer(kind byte, d *decoder) []byte {
 	faults, _ := v.s.now()
 	id := d.uint32()
 	if kind == fxpInit {
-		e := encoder{fxpVersion}.uint32(3)
+		e := encoder{fxpVersion}.uint32(3).string(statvfs).string("2")
 		if !faults.NoPosixRename {
 			e = e.string(posixRename).string("1")
 		}
@@ -167,7 +169,7 @@ func (v *sftpServer) answer(kind byte, d *decoder) []byte {
 	case fxpWrite:
 		offset := d.uint64()
 		data := d.string()
-		if faults.FailWrite {
+		if faults.FailWrite || faults.Full {
 			_, _ = h.file.WriteAt([]byte(data[:len(data)/2]), int64(offset))
 			return status(id, syscall.ENOSPC)
 		}
@@ -312,6 +314,8 @@ func (v *sftpServer) extended(id uint32, d *decoder, faults Faults) []byte {
 			}
 		}
 		return status(id, os.Rename(from, to))
+	case name == statvfs:
+		return v.statvfs(id, d.string(), faults)
 	case name == fsync && !faults.NoFsync:
 		h := v.handles[d.string()]
 		if h == nil || faults.FailFsync {
@@ -320,6 +324,23 @@ func (v *sftpServer) extended(id uint32, d *decoder, faults Faults) []byte {
 		return status(id, h.file.Sync())
 	}
 	return encoder{fxpStatus}.uint32(id).uint32(fxUnsupported).string("unsupported").string("")
+}
+
+func (v *sftpServer) statvfs(id uint32, name string, faults Faults) []byte {
+	var s syscall.Statfs_t
+	if err := syscall.Statfs(name, &s); err != nil {
+		return status(id, err)
+	}
+	if faults.Full {
+		s.Bfree, s.Bavail = 0, 0
+	}
+	e := encoder{fxpReply}.uint32(id)
+	for _, n := range []uint64{
+		uint64(s.Bsize), uint64(s.Frsize), s.Blocks, s.Bfree, s.Bavail, s.Files, s.Ffree, s.Ffree, 0, 0, uint64(s.Namelen),
+	} {
+		e = e.uint64(n)
+	}
+	return e
 }
 
 // setstat takes the size or the mode out of a request's attributes and nothing
