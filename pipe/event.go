@@ -57,7 +57,8 @@ type Event struct {
 	Finished *Finished `json:"finished,omitempty"`
 }
 
-// Hello is the first event of a generation, and of each start of the runner.
+// Hello is the first event of a generation, and of each start of the runner, and
+// is said anew when Unfit changes.
 type Hello struct {
 	Generation Generation `json:"generation"`
 	Protocol   int        `json:"protocol"`

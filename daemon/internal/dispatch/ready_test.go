@@ -118,6 +118,18 @@ func TestWhyDropsWaitForAVMThatAnswers(t *testing.T) {
 					"if that does not help, its store is damaged: remove the volume vm-storage, and all is built from new",
 			},
 		},
+		"Nix breaks later, in the same generation": {
+			func(m *machine) {
+				m.hello()
+				m.unfit = "Nix is broken: nobody listens for it"
+				m.hello()
+			},
+			map[string]any{
+				"drops": int64(1), "builder": "vm", "rung": "nix", "for": "vm builds nothing: Nix is broken: nobody listens for it",
+				"hint": "its console may say more: docker compose logs vm. To start it anew: docker compose restart vm; " +
+					"if that does not help, its store is damaged: remove the volume vm-storage, and all is built from new",
+			},
+		},
 		"no answer": {
 			func(m *machine) { m.silent, m.hold = pipe.KindJob, true; m.hello() },
 			map[string]any{
