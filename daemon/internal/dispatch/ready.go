@@ -15,10 +15,10 @@ const remindEvery = time.Minute
 
 // The rungs of the way to a VM that is ready that are climbed behind the link.
 const (
-	RungHello  = "hello"  // the runner says what it is
-	RungOwner  = "owner"  // the VM is ours
-	RungNix    = "nix"    // the VM's Nix works
-	RungAnswer = "answer" // the runner answers requests
+	rungHello  = "hello"  // the runner says what it is
+	rungOwner  = "owner"  // the VM is ours
+	rungNix    = "nix"    // the VM's Nix works
+	rungAnswer = "answer" // the runner answers requests
 )
 
 // A rung is what [Builder]'s link gives as the reason to [Dispatcher.Down]
@@ -54,17 +54,17 @@ func (d *Dispatcher) obstacle(name string, w *worker) obstacle {
 	case !w.up:
 		return w.down
 	case w.why != "":
-		return obstacle{RungOwner, w.why, "one VM, one sidecar: stop the other one, or set TAKE_OVER=Y once"}
+		return obstacle{rungOwner, w.why, "one VM, one sidecar: stop the other one, or set TAKE_OVER=Y once"}
 	case w.hello == nil:
-		return obstacle{RungHello, "the runner of " + name + " to say hello", "its console says why it doesn't: docker compose logs " + name}
+		return obstacle{rungHello, "the runner of " + name + " to say hello", "its console says why it doesn't: docker compose logs " + name}
 	case w.hello.Unfit != "":
 		return obstacle{
-			RungNix, name + " builds nothing: " + w.hello.Unfit,
+			rungNix, name + " builds nothing: " + w.hello.Unfit,
 			"its console may say more: docker compose logs " + name + ". To start it anew: docker compose restart " + name +
 				"; if that does not help, its store is damaged: remove the volume vm-storage, and all is built from new",
 		}
 	case w.unanswered > 0:
-		return obstacle{RungAnswer, name + " to answer: it left a request unanswered", "its runner stands still; its console: docker compose logs " + name}
+		return obstacle{rungAnswer, name + " to answer: it left a request unanswered", "its runner stands still; its console: docker compose logs " + name}
 	}
 	return obstacle{}
 }

@@ -33,7 +33,6 @@ type follower struct {
 	dir     string
 	t       Timings
 	log     *zap.Logger
-	onHello func(pipe.Hello)
 	noted   map[string]bool // what was complained about on this link
 	seen    *seen           // the last event; the Builder's
 	fresh   bool            // nothing was read before
@@ -77,7 +76,6 @@ func (f *follower) open(ctx context.Context) (*generation, error) {
 			hello.Runner, hello.Image, hello.Protocol, pipe.Version)}
 	}
 	g.id, g.hello = hello.Generation, hello
-	f.onHello(hello)
 	return g, nil
 }
 
@@ -371,11 +369,6 @@ func (r *reading) more(ctx context.Context) (int, bool, error) {
 	n := len(data)
 	r.offset += int64(n)
 	entries, broken := r.check.push(data)
-	for _, e := range entries {
-		if e.Event.Type == pipe.TypeHello && !r.g.final {
-			r.f.onHello(*e.Event.Hello) // a runner that was started anew says it again
-		}
-	}
 	if len(entries) > 0 {
 		if err := r.f.sink.Entries(ctx, r.f.builder, entries); err != nil {
 			return n, end, &sinkError{fmt.Errorf("entries: %w", err)}

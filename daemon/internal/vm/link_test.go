@@ -110,9 +110,7 @@ func TestLadder(t *testing.T) {
 			if err := r.sink.untilRung(t, test.rung); !strings.Contains(err.Error(), test.says) {
 				t.Errorf("it says %q, want %q in it", err, test.says)
 			}
-			if _, ok := r.b.Hello(); ok {
-				t.Error("Hello says that the link is up")
-			}
+			r.sink.until(t, "no link", func(s *sink) bool { return s.ups == 0 })
 			if err := r.b.Send(t.Context(), []byte("true\n")); !errors.Is(err, vm.ErrDown) || !strings.Contains(err.Error(), test.says) {
 				t.Errorf("Send: %v", err)
 			}
@@ -179,9 +177,7 @@ func TestLongHello(t *testing.T) {
 	})
 	r := start(t, srv, newSink(pipe.Position{}), quick)
 	r.sink.untilAt(t, p.End())
-	if hello, _ := r.b.Hello(); len(hello.Jobs) != 5000 {
-		t.Errorf("%d jobs in the hello", len(hello.Jobs))
-	}
+	r.sink.until(t, "all jobs of the hello", func(s *sink) bool { return len(s.entries[0].Event.Hello.Jobs) == 5000 })
 }
 
 // However often it is tried, nobody logs in at a stranger's: the link comes up
@@ -196,9 +192,6 @@ func TestWrongHostKeyNeverGoesOnByItself(t *testing.T) {
 	untilLines(t, r.logs, "builder still can't be reached", 4) // of attempts ever more
 	if srv.Logins() != 0 {
 		t.Error("logged in at a stranger's")
-	}
-	if _, up := r.b.Hello(); up {
-		t.Error("the link is up")
 	}
 	r.sink.until(t, "one reason, and no link", func(s *sink) bool { return len(s.reasons) == 1 && s.ups == 0 })
 	wantLine(t, r.logs, vm.RungHostKey, "answers with the unknown key SHA256:", "the VM doesn't have the host key that `init` made for it")

@@ -60,9 +60,10 @@ func TestWithTheRealRunner(t *testing.T) {
 		t.Errorf("got %q, not what the VM announced", got.String())
 	}
 
-	before, _ := r.b.Hello()
+	var before pipe.Generation
+	r.sink.until(t, "a generation", func(s *sink) bool { before = s.position.Generation; return before != "" })
 	run.Reboot()
-	r.sink.until(t, "the next generation", func(s *sink) bool { return s.position.Generation != before.Generation })
+	r.sink.until(t, "the next generation", func(s *sink) bool { return s.position.Generation != before })
 	acknowledge, err := pipe.Marshal(pipe.Header{Kind: pipe.KindAcknowledge, Owner: "o", Job: "a-job", Attempt: 1}, nil)
 	if err != nil {
 		t.Fatal(err)

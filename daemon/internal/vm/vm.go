@@ -121,7 +121,6 @@ type Builder struct {
 	mu    sync.Mutex // guards what follows
 	link  *link      // nil: down
 	cause error      // why it is down
-	hello pipe.Hello // of the generation last seen on this link
 
 	seen seen // Run's alone
 }
@@ -144,15 +143,6 @@ func New(cfg Config, sink Sink, log *zap.Logger) *Builder {
 
 // Name returns the builder's name.
 func (b *Builder) Name() string { return b.cfg.Name }
-
-// Hello returns what the runner last said of itself, and whether the link is
-// up. With a reader that goes on in the middle of a generation, this is the
-// only place where slots, systems and owner can be learnt.
-func (b *Builder) Hello() (pipe.Hello, bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.hello, b.link != nil
-}
 
 // sinkError marks an error that the Sink returned, which ends Run.
 type sinkError struct{ err error }
@@ -202,7 +192,7 @@ func (b *Builder) session(ctx context.Context, trouble *reporter) (time.Duration
 	defer l.shut()
 	f := follower{
 		link: l, sink: b.sink, builder: b.cfg.Name, dir: b.cfg.Dir, t: b.cfg.Timings,
-		log: b.log, noted: map[string]bool{}, onHello: b.greeted, seen: &b.seen,
+		log: b.log, noted: map[string]bool{}, seen: &b.seen,
 	}
 	var current *generation
 	if err = dataDisk(ctx, l, b.cfg.Run); err == nil {
@@ -238,12 +228,6 @@ func (b *Builder) session(ctx context.Context, trouble *reporter) (time.Duration
 	}
 	b.down(cause)
 	return max(time.Since(since), 1), err
-}
-
-func (b *Builder) greeted(h pipe.Hello) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.hello = h
 }
 
 func (b *Builder) up(l *link) {
