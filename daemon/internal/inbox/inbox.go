@@ -99,7 +99,7 @@ type drop struct {
 	since time.Time // it stood still since then, as far as was seen
 	look  time.Time // not looked at before
 	done  bool      // with this stamp all is done, only it could not be moved
-	id    job.ID    // of the job that it became then, if it became one
+	id    job.ID    // of the job that it became with this stamp, if it became one
 	said  string    // the last thing said about it
 }
 
@@ -278,7 +278,7 @@ func (b *Inbox) look(name string, whole bool) (*candidate, time.Time) {
 		return nil, time.Time{}
 	}
 	if s != d.stamp || s.lock != "" {
-		if d.done && d.id != "" && s.same(d.stamp) {
+		if d.id != "" && s.same(d.stamp) {
 			// Whoever gave it another owner wants it moved, not built again.
 			d.stamp = s
 			return &candidate{name: name, stamp: s, drop: d, job: job.Job{ID: d.id}, recorded: true, begun: true}, time.Time{}
@@ -305,7 +305,8 @@ func (b *Inbox) look(name string, whole bool) (*candidate, time.Time) {
 		}
 		return nil, due
 	}
-	return &candidate{name: name, stamp: s, drop: d}, time.Time{}
+	// One that became a job before is only moved.
+	return &candidate{name: name, stamp: s, drop: d, job: job.Job{ID: d.id}, recorded: d.id != "", begun: d.id != ""}, time.Time{}
 }
 
 // settle is for how long a drop has to stand still.
@@ -355,6 +356,12 @@ func (b *Inbox) settled(ctx context.Context, c *candidate) time.Time {
 		b.patience(c.drop, c.name, hint.With(err, "It is taken when that program closes it."))
 		c.drop.look = time.Now().Add(b.settle(c.stamp))
 		return c.drop.look
+	case errors.As(err, &stays) && stays.again:
+		if c.recorded {
+			c.drop.id = c.job.ID
+		}
+		b.sayTrying(c.drop, c.name, stays.what, stays.err)
+		c.drop.look = time.Now().Add(b.cfg.Rescan)
 	case errors.As(err, &stays):
 		c.drop.done = true
 		if c.recorded {
@@ -382,6 +389,11 @@ const maxSaid = 20
 
 // wait says, once, why a drop is not taken yet.
 func (b *Inbox) wait(d *drop, name string, err error) {
+	const what = "drop waits, trying again"
+	b.sayTrying(d, name, what, err)
+}
+
+func (b *Inbox) sayTrying(d *drop, name, what string, err error) {
 	// Each try has an ID of its own, which makes no news.
 	text := anyID.ReplaceAllString(err.Error(), "ID")
 	// Nor does it that other programs write and remove files meanwhile.
@@ -397,7 +409,7 @@ func (b *Inbox) wait(d *drop, name string, err error) {
 		b.mute++
 		return
 	}
-	b.log.Warn("drop waits, trying again", b.about(name, err)...)
+	b.log.Warn(what, b.about(name, err)...)
 }
 
 var anyID = regexp.MustCompile(`[0-9]{8}-[0-9]{6}-[0-9a-z]{6}`)

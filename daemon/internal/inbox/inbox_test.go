@@ -255,9 +255,11 @@ func (f *fixture) wantJobs(drops map[string]string) {
 	}
 }
 
-// lines returns what was logged with a message that begins so.
-func (f *fixture) lines(message string) []observer.LoggedEntry {
-	return f.logs.Filter(func(e observer.LoggedEntry) bool { return strings.HasPrefix(e.Message, message) }).All()
+// lines returns what was logged with a message that begins in one of these ways.
+func (f *fixture) lines(messages ...string) []observer.LoggedEntry {
+	return f.logs.Filter(func(e observer.LoggedEntry) bool {
+		return slices.ContainsFunc(messages, func(m string) bool { return strings.HasPrefix(e.Message, m) })
+	}).All()
 }
 
 func TestTake(t *testing.T) {
@@ -740,6 +742,88 @@ func TestNoRoomForTheCopy(t *testing.T) {
 		if err != nil || string(data) != text {
 			t.Errorf("copy has %d bytes, %v", len(data), err)
 		}
+	})
+}
+
+// The disk of the jobs folder is full: it is said, with figures, nothing half is
+// left, and with room again the drop goes by itself.
+func TestNoRoomToMoveADrop(t *testing.T) {
+	for name, tt := range map[string]struct {
+		drop, text string
+		disk       string // its size; the drop and what there is besides fill it
+		more       string
+		says       string
+		want       []string // the line the user reads
+	}{
+		// What is full is what a folder needs: .taken has room, and .taken/ID has not.
+		"taken": {
+			"a.sh", "echo a\n", "size=1m,nr_inodes=4", "size=1m,nr_inodes=20", "drop was taken but can't be moved away yet, trying again",
+			[]string{"no room in DIR: it takes no more, though 1.", "mkdir DIR/.taken/", "no space left on device", "Make room on the disk of the jobs folder. The drop is moved by itself then."},
+		},
+		"rejected": {
+			"x.yml", "{}", "size=12k", "size=1m", "drop rejected, but it can't be moved away yet, trying again",
+			[]string{"this version builds no .yml files", "it stays because: no room in DIR: nothing is free", "Make room on the disk of the jobs folder. The drop is moved by itself then."},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFixture(t)
+				mount(t, "tmpfs", f.cfg.Dir, "tmpfs", 0, tt.disk)
+				f.write(tt.drop, tt.text)
+				f.write(".of somebody", strings.Repeat("x", 8<<10))
+				defer f.start()()
+				pass(time.Minute)
+				f.wantInFolder(".of somebody", tt.drop)
+				lines := f.lines("drop was taken but", "drop rejected")
+				if len(lines) != 1 || lines[0].Message != tt.says {
+					t.Fatalf("log: %v", f.logs.All())
+				}
+				said := fmt.Sprint(lines[0].ContextMap())
+				for _, want := range tt.want {
+					if want = strings.ReplaceAll(want, "DIR", f.cfg.Dir); !strings.Contains(said, want) {
+						t.Errorf("said %s, want %q", said, want)
+					}
+				}
+				if left := append(list(t, filepath.Join(f.cfg.Dir, rejectedDir)), list(t, filepath.Join(f.cfg.Dir, takenDir))...); len(left) > 0 {
+					t.Errorf("left: %q", left)
+				}
+				if err := unix.Mount("tmpfs", f.cfg.Dir, "tmpfs", unix.MS_REMOUNT, tt.more); err != nil {
+					t.Fatal(err)
+				}
+				pass(rescan)
+				f.wantInFolder(".of somebody")
+				if name == "taken" {
+					f.wantJobs(map[string]string{tt.drop: tt.text})
+					if n := len(f.taken); n != 1 {
+						t.Errorf("told of %d jobs", n)
+					}
+				} else if left := list(t, filepath.Join(f.cfg.Dir, rejectedDir)); !slices.Equal(left, []string{"x.yml", "x.yml.txt"}) {
+					t.Errorf("rejected: %q", left)
+				}
+			})
+		})
+	}
+}
+
+// Whoever gives a drop another owner while it waits to be moved wants no other job.
+func TestAnOwnerThatChangesWhileThereIsNoRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		mount(t, "tmpfs", f.cfg.Dir, "tmpfs", 0, "size=1m,nr_inodes=3")
+		path := f.write("a.sh", "echo a\n")
+		defer f.start()()
+		pass(time.Minute)
+		f.wantInFolder("a.sh")
+		if err := os.Chown(path, daemon, daemon); err != nil {
+			testenv.Lacks(t, "only root gives files away: %v", err)
+		}
+		pass(time.Minute)
+		if err := unix.Mount("tmpfs", f.cfg.Dir, "tmpfs", unix.MS_REMOUNT, "size=1m,nr_inodes=20"); err != nil {
+			t.Fatal(err)
+		}
+		pass(rescan)
+		f.wantInFolder()
+		f.wantJobs(map[string]string{"a.sh": "echo a\n"})
 	})
 }
 

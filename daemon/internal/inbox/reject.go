@@ -33,9 +33,12 @@ func (b *Inbox) reject(name string, s stamp, why *refusal) error {
 	}
 	message = append(message, "Then put it into the jobs folder again.\n"...)
 
-	what := "drop rejected, but it can't be moved away; it stays until it changes"
 	stays := func(err error) error {
-		return &stuck{what, fmt.Errorf("%w; it stays because: %w", why, b.unmovable(name, err))}
+		what := "drop rejected, but it can't be moved away; it stays until it changes"
+		if disk.Full(err) {
+			what = "drop rejected, but it can't be moved away yet, trying again"
+		}
+		return &stuck{what, fmt.Errorf("%w; it stays because: %w", why, b.unmovable(name, err)), disk.Full(err)}
 	}
 	dir := filepath.Join(b.cfg.Dir, rejectedDir)
 	if err := disk.MkdirAll(dir, 0o755); err != nil {
@@ -46,6 +49,7 @@ func (b *Inbox) reject(name string, s stamp, why *refusal) error {
 		return stays(err)
 	}
 	if err := writeMessage(to+messageExt, message); err != nil {
+		_ = effect.Remove(to + messageExt) // half of it, or nothing
 		return stays(err)
 	}
 	b.did("message written")

@@ -42,8 +42,9 @@ func refuse(hintText, format string, args ...any) error {
 
 // stuck: all is done for a drop, but it can't be moved away.
 type stuck struct {
-	what string
-	err  error
+	what  string
+	err   error
+	again bool // it is tried again by itself, else when the drop changes
 }
 
 func (s *stuck) Error() string { return s.what + ": " + s.err.Error() }
@@ -284,9 +285,15 @@ func (b *Inbox) shelve(c *candidate) (bool, error) {
 	if err == nil && now != c.stamp {
 		return false, errChanged // the next job, under the same name
 	}
-	const what = "drop was taken but can't be moved away; it stays and is not taken again until it changes"
+	stays := func(err error) error {
+		what := "drop was taken but can't be moved away; it stays and is not taken again until it changes"
+		if disk.Full(err) {
+			what = "drop was taken but can't be moved away yet, trying again"
+		}
+		return &stuck{what, b.unmovable(c.name, err), disk.Full(err)}
+	}
 	if err := b.makeShelf(dir); err != nil {
-		return false, &stuck{what, b.unmovable(c.name, err)}
+		return false, stays(err)
 	}
 	b.did("shelf made")
 	if err := disk.MoveNew(from, to); err != nil {
@@ -294,7 +301,7 @@ func (b *Inbox) shelve(c *candidate) (bool, error) {
 			return false, nil
 		}
 		_ = effect.Remove(dir) // it would only stay empty
-		return false, &stuck{what, b.unmovable(c.name, err)}
+		return false, stays(err)
 	}
 	b.did("moved")
 	// Somebody may have saved it anew between the look and the move.
@@ -321,6 +328,11 @@ func (b *Inbox) makeShelf(dir string) error {
 
 // unmovable says what keeps a drop where it is.
 func (b *Inbox) unmovable(name string, err error) error {
+	if disk.Full(err) {
+		free, _ := disk.Free(b.cfg.Dir)
+		err = fmt.Errorf("%w: %w", &disk.NoRoom{Path: b.cfg.Dir, Free: free}, err)
+		return hint.With(err, "Make room on the disk of the jobs folder. The drop is moved by itself then.")
+	}
 	text := "The jobs folder must be writable for PUID:PGID. Who mounts it read-only has to remove what was taken himself."
 	path := filepath.Join(b.cfg.Dir, name)
 	if info, err := os.Lstat(path); err == nil && info.IsDir() && !writable(path) && writable(b.cfg.Dir) {
