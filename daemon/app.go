@@ -228,14 +228,17 @@ func dispatcher(ctx context.Context, cfg config.Config, records *store.SQLite, l
 			return buildlog.Open(cfg.Paths.State, j.ID, m, buildLine(log, j.Name))
 		},
 		Published: func(j job.Job) (dispatch.Outcome, bool, error) { return published(publisher, j) },
-		Begun: func(j job.Job) bool {
-			_, err := os.Stat(buildlog.Path(cfg.Paths.State, j.ID))
-			return !errors.Is(err, fs.ErrNotExist)
-		},
+		Begun:     func(j job.Job) bool { return begun(cfg.Paths.State, j.ID) },
 		Publish: func(ctx context.Context, j job.Job, from dispatch.Builder) (string, error) {
 			return publish(ctx, publisher, log, j, from)
 		},
 	}, jobs), nil
+}
+
+// begun reports whether a job has a log, or had one.
+func begun(state string, id job.ID) bool {
+	_, err := os.Stat(buildlog.Path(state, id))
+	return !errors.Is(err, fs.ErrNotExist) || inbox.Ended(state, id)
 }
 
 // buildLine shows a line of a job's output.

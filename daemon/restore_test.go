@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -56,6 +57,12 @@ func TestRestoredFromACopy(t *testing.T) {
 	s.is("starts", job.Running)
 	s.drop("late.sh", counted("true\n"))
 	late := s.is("late", job.Queued)
+	for _, name := range []string{"moves", "waits"} { // as if they had ended long ago, after the copy
+		dir := filepath.Join(s.cfg.Paths.State, "jobs", string(s.is(name, job.Done).ID))
+		if err := errors.Join(os.Remove(filepath.Join(dir, "build.log")), os.Rename(filepath.Join(dir, "source"), filepath.Join(dir, "ended"))); err != nil {
+			t.Fatal(err)
+		}
+	}
 	stop()
 
 	if err := os.Truncate(path, 8192); err != nil {
@@ -162,5 +169,18 @@ func TestRestoreCommand(t *testing.T) {
 	}
 	if _, errs, code := s.osbuilder("restore", "--state", state); code != exitFailed || !strings.Contains(errs, "sound") {
 		t.Errorf("exit code %d: %s", code, errs)
+	}
+}
+
+// Whether a job was given to a VM is known without its record, also when its log was removed long after its end.
+func TestBegun(t *testing.T) {
+	for name, want := range map[string]bool{"source": false, "build.log": true, "ended": true, ".outdated": true} {
+		state := t.TempDir()
+		if err := os.MkdirAll(filepath.Join(state, "jobs", "20260102-030405-aaaaaa", name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if got := begun(state, "20260102-030405-aaaaaa"); got != want {
+			t.Errorf("with %s: %t", name, got)
+		}
 	}
 }

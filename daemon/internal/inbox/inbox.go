@@ -55,7 +55,7 @@ type Config struct {
 	SettleFolder time.Duration // a folder, and all in it; five times Settle
 	Rescan       time.Duration // the folder is read so often at least; 10 s
 	JobTimeout   time.Duration // of every job
-	Keep         time.Duration // copies of a drop are kept so long after its job's end; 0: for ever
+	Keep         time.Duration // copies of a drop, and its job's log, are kept so long after the end; 0: for ever
 
 	// Classify says by which recipe a drop of that name is built.
 	Classify func(drop string, isDir bool) (job.Recipe, error)

@@ -21,6 +21,7 @@ import (
 const (
 	keepEvery = time.Hour   // between two looks for copies whose time is over
 	outdated  = ".outdated" // a copy that is being removed
+	logName   = "build.log" // in a job's folder; see package buildlog
 )
 
 // keep removes the copies of ended jobs' drops when their time is over, until
@@ -50,18 +51,18 @@ func (b *Inbox) keep(ctx context.Context) {
 	}
 }
 
-// expire removes what is kept of the drops of jobs that ended before a time:
-// the source in the state folder, and the drop itself in .taken. The record,
-// the log and output/ stay. Of a job that may still need it, or of which
-// nothing is known, nothing is touched.
+// expire removes what is kept of jobs that ended before a time: the source and
+// the log in the state folder, which were published, and the drop itself in
+// .taken. The record and output/ stay. Of a job that may still need it, or of
+// which nothing is known, nothing is touched.
 func (b *Inbox) expire(ctx context.Context, before time.Time, said map[string]string) {
 	n := 0
 	for _, place := range []struct {
 		dir, below string
 		shelf      shelf
 	}{
-		{b.cfg.State, "jobs", shelf{hasSource, func(root *effect.Root, id string) (bool, error) {
-			return b.expireSource(ctx, root, id)
+		{b.cfg.State, "jobs", shelf{hasCopy, func(root *effect.Root, id string) (bool, error) {
+			return b.expireCopy(ctx, root, id)
 		}}},
 		{b.cfg.Dir, takenDir, shelf{
 			func(*effect.Root, string) bool { return true },
@@ -86,7 +87,7 @@ func (b *Inbox) expire(ctx context.Context, before time.Time, said map[string]st
 		said[place.below] = text
 	}
 	if n > 0 {
-		b.log.Info("copies of drops removed, whose jobs ended long enough ago", zap.Int("removed", n))
+		b.log.Info("copies of drops and logs removed, whose jobs ended long enough ago", zap.Int("removed", n))
 	}
 }
 
@@ -147,6 +148,28 @@ func (b *Inbox) over(ctx context.Context, id job.ID, before time.Time) bool {
 
 // idTime is how a job's ID begins; see [job.NewID].
 const idTime = "20060102-150405"
+
+// hasCopy reports whether there is something of a job to be removed.
+func hasCopy(root *effect.Root, id string) bool { return hasSource(root, id) || hasLog(root, id) }
+
+func hasLog(root *effect.Root, id string) bool {
+	info, err := root.Lstat(id + "/" + logName)
+	return err == nil && !info.IsDir()
+}
+
+// expireCopy removes a job's source, and then its log: that the job had ended
+// is known from then on without it.
+func (b *Inbox) expireCopy(ctx context.Context, root *effect.Root, id string) (removed bool, err error) {
+	if hasSource(root, id) {
+		if removed, err := b.expireSource(ctx, root, id); err != nil || !removed {
+			return false, err
+		}
+	}
+	if hasLog(root, id) {
+		err = root.Remove(id + "/" + logName)
+	}
+	return err == nil, err
+}
 
 func hasSource(root *effect.Root, id string) bool {
 	for _, name := range []string{sourceDir, outdated} {

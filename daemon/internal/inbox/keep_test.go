@@ -74,19 +74,25 @@ func (f *fixture) has(id job.ID) string {
 
 func TestCopiesOfEndedJobsExpire(t *testing.T) {
 	f, b, logs := keeper(t)
-	const all, log = "log source drop", "log"
+	const all, none = "log source drop", ""
 	want := make(map[job.ID]string)
 	for i, state := range job.States {
 		want[f.kept(uint64(i), 1, state)] = all // ended ten days ago and less than an hour more
 	}
 	for id, j := range f.records.jobs {
 		if j.State.Terminal() {
-			want[id] = log
+			want[id] = none
 		}
 	}
 	want[f.kept(100, 2, job.Done)] = all // nine days ago
 	want[f.kept(101, -30, job.Running)] = all
-	want[f.kept(102, -30, job.Failed)] = log
+	want[f.kept(102, -30, job.Failed)] = none
+	only := f.kept(103, -30, job.Done) // as an older version left it, which removed no logs
+	want[only] = none
+	dir := filepath.Join(f.cfg.State, "jobs", string(only))
+	if err := errors.Join(os.RemoveAll(filepath.Join(dir, "source")), os.Mkdir(filepath.Join(dir, endedDir), 0o700)); err != nil {
+		t.Fatal(err)
+	}
 	unknown := job.NewID(time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC), 1)
 	f.lay(unknown) // nothing is on record of it
 	want[unknown] = all
@@ -112,7 +118,7 @@ func TestCopiesOfEndedJobsExpire(t *testing.T) {
 		t.Errorf("it is said again: %v", logs.All())
 	}
 	for id, parts := range want {
-		if j, ok := f.records.jobs[id]; parts == log {
+		if j, ok := f.records.jobs[id]; parts == none {
 			if _, err := b.Again(t.Context(), j); !ok || err == nil || !strings.Contains(err.Error(), "its source is not there any more") {
 				t.Errorf("done again: %v", err)
 			}
@@ -145,7 +151,7 @@ func TestExpireWaitsForWhoCopies(t *testing.T) {
 	}
 	b.copying.RUnlock()
 	b.expire(t.Context(), f.before(), map[string]string{})
-	if got := f.has(id); got != "log" {
+	if got := f.has(id); got != "" {
 		t.Errorf("there is %q", got)
 	}
 }
@@ -169,7 +175,7 @@ func TestExpireFollowsNoLinks(t *testing.T) {
 	replace(filepath.Join(f.cfg.Dir, ".taken", string(id)), filepath.Dir(precious))
 	replace(filepath.Join(f.cfg.Dir, ".taken", string(within), "a.sh"), precious) // in what is removed
 	b.expire(t.Context(), f.before(), map[string]string{})
-	if f.has(within) != "log" {
+	if f.has(within) != "" {
 		t.Errorf("there is %q", f.has(within))
 	}
 	replace(filepath.Join(f.cfg.Dir, ".taken"), elsewhere)
@@ -207,7 +213,7 @@ func TestExpireOnAReadOnlyMount(t *testing.T) {
 		t.Errorf("it is said %d times: %v", n, logs.All())
 	}
 	for id := range f.records.jobs {
-		if got := f.has(id); got != "log drop" {
+		if got := f.has(id); got != "drop" {
 			t.Errorf("there is %q", got)
 		}
 	}
@@ -229,7 +235,7 @@ func TestRunExpires(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- b.Run(ctx, f.taken) }()
 	<-expired
-	if got := f.has(id); got != "log" {
+	if got := f.has(id); got != "" {
 		t.Errorf("there is %q", got)
 	}
 	stop()
@@ -246,10 +252,10 @@ func TestClockThatJumps(t *testing.T) {
 		start, later time.Duration // how much the clock is wrong, at the start and soon after
 		want         string
 	}{
-		"right":                    {0, 0, "log"},
+		"right":                    {0, 0, ""},
 		"put forward":              {-60 * day, 0, "log source drop"},
-		"far ahead":                {0, 400 * day, "log"},
-		"ahead until it was right": {400 * day, 0, "log"},
+		"far ahead":                {0, 400 * day, ""},
+		"ahead until it was right": {400 * day, 0, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f, b, _ := keeper(t)
@@ -308,7 +314,7 @@ func TestExpireStopsWithin(t *testing.T) {
 		t.Errorf("there is %q, and it is said: %v", got, logs.All())
 	}
 	b.expire(t.Context(), f.before(), map[string]string{})
-	if got := f.has(id); got != "log" || there(left) {
+	if got := f.has(id); got != "" || there(left) {
 		t.Errorf("there is %q", got)
 	}
 }
@@ -322,6 +328,11 @@ func TestWhatExpiredIsNotLost(t *testing.T) {
 	dir := filepath.Join(f.cfg.State, "jobs", string(stopped))
 	if err := os.Rename(filepath.Join(dir, endedDir), filepath.Join(dir, outdated)); err != nil { // it was being removed
 		t.Fatal(err)
+	}
+	for id, want := range map[job.ID]bool{id: true, stopped: true, lost: false} {
+		if Ended(f.cfg.State, id) != want {
+			t.Errorf("%s counts as ended: %t", id, !want)
+		}
 	}
 	none := func() (map[job.ID]bool, error) { return nil, nil }
 	for range 2 {

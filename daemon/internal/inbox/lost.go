@@ -47,7 +47,7 @@ func (b *Inbox) SayLost(ctx context.Context, onRecord func(context.Context) (map
 		if !e.IsDir() || !pipe.ValidID(e.Name()) || known[id] || there(path, toldLost) || there(path, unrecorded) {
 			continue
 		}
-		if there(path, endedDir) || there(path, outdated) {
+		if Ended(b.cfg.State, id) {
 			continue
 		}
 		if done == nil {
@@ -64,6 +64,13 @@ func (b *Inbox) SayLost(ctx context.Context, onRecord func(context.Context) (map
 		}
 	}
 	return nil
+}
+
+// Ended reports, without a job's record, that it ended so long ago that its
+// source and its log are removed, or are just being.
+func Ended(state string, id job.ID) bool {
+	dir := filepath.Join(state, "jobs", string(id))
+	return there(dir, endedDir) || there(dir, outdated)
 }
 
 func there(elem ...string) bool {
