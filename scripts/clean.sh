@@ -62,36 +62,46 @@ remove_images() {
   done
 }
 
-# results: what the sidecar put into the folder. The folder is the user's own choice and may hold more.
-results() {
-  local path
-  for path in "$1"/*/*; do
-    if [ -f "$path/result.json" ] && [ ! -L "$path" ]; then say "$path"; fi
+# each_result FOLDER COMMAND…: with each that the sidecar put into the folder. The folder is the user's own choice and may hold more.
+each_result() {
+  local folder=$1 path
+  shift
+  for path in "$folder"/*/*; do
+    if [ -f "$path/result.json" ] && [ ! -L "$path" ]; then "$@" "$path"; fi
   done
-  for path in "$1"/*/latest; do
-    if [ -L "$path" ] && { [ -f "$path/result.json" ] || [ ! -e "$path" ]; }; then say "$path"; fi
+  for path in "$folder"/*/latest; do
+    if [ -L "$path" ] && { [ -f "$path/result.json" ] || [ ! -e "$path" ]; }; then "$@" "$path"; fi
   done
-  [ ! -d "$1/.partial" ] || say "$1/.partial"
+  [ ! -d "$folder/.partial" ] || "$@" "$folder/.partial"
+}
+
+# each_drop FOLDER ACTION…: what find does with each drop that was taken or rejected. Never a list of them by lines: a name may
+# have several.
+each_drop() {
+  local jobs=$1 folder
+  shift
+  for folder in "$jobs/.taken" "$jobs/rejected"; do
+    [ ! -d "$folder" ] || find "$folder" -mindepth 1 -maxdepth 1 "$@" || true
+  done
+}
+
+# remove_result PATH: the last one takes the folder of its name along.
+remove_result() {
+  rm -rf "$1" || return 0
+  case $1 in */.partial) ;; *) rmdir "${1%/*}" 2>/dev/null || true ;; esac
 }
 
 # remove_results: asked for apart, since this is what all the rest was for.
 remove_results() {
-  local jobs output ours path
+  local jobs output
   jobs=$(setting JOBS_DIR)
   output=$(setting OUTPUT_DIR)
   jobs=${jobs:-./jobs}
   output=${output:-./output}
-  ours=$(
-    results "$output"
-    find "$jobs/.taken" "$jobs/rejected" -mindepth 1 -maxdepth 1 2>/dev/null || true
-  )
-  [ -n "$ours" ] || return 0
+  [ -n "$(each_result "$output" say && each_drop "$jobs" -print)" ] || return 0
   if confirm "Delete the images in $output and the jobs that were taken or rejected, too?" 1; then
-    while IFS= read -r path; do
-      rm -rf "$path" || continue
-      # The last one takes the folder of its name along.
-      case $path in "$output"/*/*) rmdir "${path%/*}" 2>/dev/null || true ;; esac
-    done <<<"$ours"
+    each_result "$output" remove_result
+    each_drop "$jobs" -exec rm -rf {} +
     rmdir "$jobs/.taken" "$jobs/rejected" 2>/dev/null || true
   else
     say "Kept: $output and $jobs."
