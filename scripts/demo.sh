@@ -162,9 +162,9 @@ wait_for_job() {
   while [ -z "$RESULT" ]; do
     sleep 0.5
     show
-    for result in $(results_in "$OUTPUT/$NAME"); do
+    while IFS= read -r result; do
       printf '%s\n' "$BEFORE" | grep -qxF "$result" || RESULT=$result
-    done
+    done < <(results_in "$OUTPUT/$NAME")
     if [ -n "$RESULT" ]; then break; fi
     kill -0 "$FOLLOW" 2>/dev/null || die "the sidecar stopped." "Its log: $(shown_compose) logs sidecar"
     [ $(($(date +%s) - start)) -lt "$limit" ] ||
@@ -200,7 +200,7 @@ report() {
   note "sha256  $SUM (computed again on this machine: the same)"
   say "Boot it, and end it with Ctrl-A X:"
   if have qemu-system-x86_64; then
-    note "qemu-system-x86_64 -m $memory -nographic -cdrom $RESULT/$image"
+    note "qemu-system-x86_64 -m $memory -nographic -cdrom $(printf '%q' "$RESULT/$image")"
   else
     local folder
     folder=$(cd "$RESULT" && pwd -P)

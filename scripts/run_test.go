@@ -278,6 +278,21 @@ func TestScriptsSayWhatIsWrong(t *testing.T) {
 	}
 }
 
+// A folder's name may have blanks; the engine here has the usual one for it.
+func TestDemoIntoAFolderWithABlank(t *testing.T) {
+	t.Parallel()
+	f := newFolder(t)
+	if err := errors.Join(os.Rename(filepath.Join(f.root, "output"), filepath.Join(f.root, "my output")), os.Symlink("my output", filepath.Join(f.root, "output"))); err != nil {
+		t.Fatal(err)
+	}
+	f.write(filepath.Join(f.root, ".env"), "OUTPUT_DIR='./my output'\n")
+	said, err := f.run("demo.sh")
+	if err != nil {
+		t.Error(err)
+	}
+	contains(t, "make demo", said, "image   ./my output/hello-iso/1/hello.iso\n", `-cdrom ./my\ output/hello-iso/1/hello.iso`+"\n", "images appear in ./my output.")
+}
+
 // A port that another program has is told before anything is built.
 func TestPortInUse(t *testing.T) {
 	t.Parallel()
