@@ -87,7 +87,7 @@ func TestRestoredFromACopy(t *testing.T) {
 	if len(lost) != 1 || lost[0].ContextMap()["id"] != string(late.ID) {
 		t.Fatalf("lost: %v", lost)
 	}
-	again := fmt.Sprintf("cp -r 'jobs/.taken/%s/late.sh' jobs/", late.ID)
+	again := fmt.Sprintf("cp -r jobs/.taken/%s/late.sh jobs/", late.ID)
 	if told, _ := lost[0].ContextMap()["hint"].(string); !strings.Contains(told, again) {
 		t.Errorf("the hint is %q", told)
 	}

@@ -85,9 +85,9 @@ func (b *Inbox) sayLost(id job.ID, path string) {
 		return
 	}
 	name := names[0].Name()
-	again := fmt.Sprintf("Drop it again: cp -r 'jobs/%s/%s/%s' jobs/", takenDir, id, name)
+	again := "Drop it again: cp -r " + shellQuote(filepath.Join("jobs", takenDir, string(id), name)) + " jobs/"
 	if !there(b.cfg.Dir, takenDir, string(id), name) {
-		again = fmt.Sprintf("Drop it again: docker compose cp 'sidecar:%s' jobs/", filepath.Join(path, sourceDir, name))
+		again = "Drop it again: docker compose cp " + shellQuote("sidecar:"+filepath.Join(path, sourceDir, name)) + " jobs/"
 	}
 	b.log.Warn("job is not on record any more: it has to be dropped again", zap.String("drop", name),
 		zap.String("id", string(id)), zap.String("hint", again))

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"go.uber.org/zap"
@@ -132,10 +133,37 @@ func quote(name string) string {
 	return q
 }
 
-// shellQuote makes one word of a name for a shell.
-func shellQuote(name string) string {
-	if q := quote(name); q == name {
-		return name
+// shellQuote makes one word of a path for a shell, of what a log and a terminal
+// show as it stands: Bash and its like read the rest as numbers. It is no
+// option of the program that gets it.
+func shellQuote(path string) string {
+	if strings.HasPrefix(path, "-") {
+		path = "./" + path
 	}
-	return "'" + strings.ReplaceAll(name, "'", `'\''`) + "'"
+	if path != "" && strings.Trim(path, bare) == "" {
+		return path
+	}
+	if !strings.ContainsFunc(path, hard) {
+		return "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
+	}
+	var b strings.Builder
+	for len(path) > 0 {
+		r, n := utf8.DecodeRuneInString(path)
+		if char := path[:n]; hard(r) || r == '\\' || r == '\'' {
+			for i := range n {
+				fmt.Fprintf(&b, `\%03o`, char[i])
+			}
+		} else {
+			b.WriteString(char)
+		}
+		path = path[n:]
+	}
+	return "$'" + b.String() + "'"
 }
+
+// bare are the characters that mean nothing to any shell.
+const bare = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./@%+,:-"
+
+// hard is what a log or a terminal shows as something else: for the log that
+// goes for quotes, too, in which it sets a hint.
+func hard(r rune) bool { return r == utf8.RuneError || r == '"' || !unicode.IsPrint(r) }
