@@ -76,7 +76,7 @@ func image(n int) []byte { return bytes.Repeat([]byte("osbuilder\n"), n/10) }
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	f := &fixture{
-		Publisher: &Publisher{Output: t.TempDir(), State: t.TempDir()},
+		Publisher: &Publisher{Output: t.TempDir(), State: t.TempDir(), Now: func() time.Time { return time.Date(2026, 1, 3, 0, 0, 0, 0, time.UTC) }},
 		vm:        &vm{files: make(map[string][]byte)},
 	}
 	zero := 0
@@ -650,6 +650,31 @@ func TestLatest(t *testing.T) {
 	f.publish(t)
 	if got := latest(); got != "20260102-030401-zzzzzz" {
 		t.Errorf("latest is %s, which is not there", got)
+	}
+}
+
+// The clock was ahead, and was put right: a job from then doesn't keep the
+// link from those that come after it.
+func TestLatestAfterTheClockWasAhead(t *testing.T) {
+	f := newFixture(t)
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	f.Now = func() time.Time { return now }
+	for _, step := range []struct {
+		publish job.ID
+		clock   time.Time
+		want    job.ID
+	}{
+		{"20310101-000000-aaaaaa", now.AddDate(5, 0, 0), "20310101-000000-aaaaaa"},
+		{"20260102-030405-bbbbbb", now, "20260102-030405-bbbbbb"},
+		{"20260102-030400-cccccc", now, "20260102-030405-bbbbbb"}, // older, and took longer
+		{"20310101-000001-dddddd", now, "20310101-000001-dddddd"}, // begun before the clock was put right
+		{"20260102-030406-eeeeee", now.Add(time.Minute), "20260102-030406-eeeeee"},
+	} {
+		now, f.job.ID = step.clock, step.publish
+		f.publish(t)
+		if got, err := os.Readlink(filepath.Join(f.Output, "hello", "latest")); err != nil || got != string(step.want) {
+			t.Errorf("latest is %s after %s, want %s (%v)", got, step.publish, step.want, err)
+		}
 	}
 }
 

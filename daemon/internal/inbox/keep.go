@@ -137,17 +137,12 @@ func (b *Inbox) expireIn(ctx context.Context, dir string, before time.Time, s sh
 // over reports that a job ended before a time.
 func (b *Inbox) over(ctx context.Context, id job.ID, before time.Time) bool {
 	// Made later, it can't have ended before. That saves most looks.
-	if len(id) > len(idTime) {
-		if made, err := time.Parse(idTime, string(id[:len(idTime)])); err == nil && !made.Before(before) {
-			return false
-		}
+	if made, ok := id.Made(); ok && !made.Before(before) {
+		return false
 	}
 	j, err := b.store.Get(ctx, id)
 	return err == nil && j.State.Terminal() && j.Updated.Before(before)
 }
-
-// idTime is how a job's ID begins; see [job.NewID].
-const idTime = "20060102-150405"
 
 // hasCopy reports whether there is something of a job to be removed.
 func hasCopy(root *effect.Root, id string) bool { return hasSource(root, id) || hasLog(root, id) }

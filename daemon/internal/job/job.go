@@ -23,7 +23,18 @@ func NewID(now time.Time, random uint64) ID {
 		tail[i] = idLetters[random%uint64(len(idLetters))]
 		random /= uint64(len(idLetters))
 	}
-	return ID(now.UTC().Format("20060102-150405") + "-" + string(tail[:]))
+	return ID(now.UTC().Format(idTime) + "-" + string(tail[:]))
+}
+
+const idTime = "20060102-150405"
+
+// Made is when the ID was made, to the second, if it is one of [NewID].
+func (id ID) Made() (at time.Time, ok bool) {
+	if len(id) <= len(idTime) {
+		return at, false
+	}
+	at, err := time.Parse(idTime, string(id[:len(idTime)]))
+	return at, err == nil
 }
 
 // Recipe says how a job becomes a request.

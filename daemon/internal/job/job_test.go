@@ -86,3 +86,15 @@ func TestBefore(t *testing.T) {
 		t.Error("the youngest is not the one made last")
 	}
 }
+
+func TestMade(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 6, time.FixedZone("", 3600))
+	if at, ok := NewID(now, 7).Made(); !ok || !at.Equal(now.Truncate(time.Second)) {
+		t.Errorf("made %v, %t, want %v", at, ok, now)
+	}
+	for _, id := range []ID{"", "20260102-030405", "20261302-030405-aaaaaa", "a-name-of-somebody-s"} {
+		if at, ok := id.Made(); ok {
+			t.Errorf("%q was made %v", id, at)
+		}
+	}
+}
