@@ -43,7 +43,9 @@ const copyStamp = "20060102-150405"
 
 func copiesDir(path string) string { return filepath.Join(filepath.Dir(path), "copies") }
 
-// Copies returns the copies of the store at path, the newest first.
+// Copies returns the copies of the store at path, the newest first. Those with
+// a time that is still to come are from when the clock was ahead: they are older
+// than all that were made since, and come last.
 func Copies(path string) []Copy {
 	entries, err := os.ReadDir(copiesDir(path))
 	if err != nil {
@@ -56,7 +58,17 @@ func Copies(path string) []Copy {
 			copies = append(copies, Copy{filepath.Join(copiesDir(path), e.Name()), at})
 		}
 	}
-	slices.SortFunc(copies, func(a, b Copy) int { return b.Time.Compare(a.Time) })
+	now := time.Now()
+	slices.SortFunc(copies, func(a, b Copy) int {
+		switch ahead := a.Time.After(now); {
+		case ahead == b.Time.After(now):
+			return b.Time.Compare(a.Time)
+		case ahead:
+			return 1
+		default:
+			return -1
+		}
+	})
 	return copies
 }
 

@@ -135,6 +135,50 @@ func TestCopies(t *testing.T) {
 	})
 }
 
+// stamped gives a copy the name of one that was made at a time.
+func stamped(t *testing.T, name string, at time.Time) string {
+	t.Helper()
+	to := strings.TrimSuffix(name, filepath.Ext(name)) + "." + at.UTC().Format(copyStamp)
+	if err := os.Rename(name, to); err != nil {
+		t.Fatal(err)
+	}
+	return to
+}
+
+// Copies from when the clock was ahead are neither taken for the newest, nor
+// kept instead of those that come after them.
+func TestCopiesFromWhenTheClockWasAhead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	s := openAt(t, path, migrations)
+	for n := range keepCopies {
+		stamped(t, copyNow(t, s), time.Now().AddDate(5, 0, n))
+	}
+	if _, err := s.Create(t.Context(), queued("later")); err != nil {
+		t.Fatal(err)
+	}
+	made := copyNow(t, s)
+	copies := Copies(path)
+	if len(copies) != keepCopies || copies[0].Path != made {
+		t.Fatalf("there are %v, and %s was made", copies, made)
+	}
+	for i, c := range copies[1:] {
+		if want := time.Now().AddDate(5, 0, keepCopies-1-i); c.Time.Sub(want).Abs() > time.Hour {
+			t.Errorf("copy %d is of %v, want %v", i+1, c.Time, want)
+		}
+	}
+	closeStore(t, s)
+	if err := os.Truncate(path, 8192); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := Restore(t.Context(), path, ""); err != nil || r.From != made {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	s = openAt(t, path, migrations)
+	if _, there := list(t, s)["later"]; !there {
+		t.Error("what was recorded last is not there")
+	}
+}
+
 // A copy that can't be made is said, and leaves nothing.
 func TestCopyFails(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "db")
@@ -225,9 +269,9 @@ func TestFollowTheMessage(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "db")
 			s := filled(t, path)
-			sound := copyNow(t, s)
+			sound := stamped(t, copyNow(t, s), time.Now().Add(-time.Hour))
 			// A newer one that is no good is not named.
-			bad := filepath.Join(copiesDir(path), "db."+time.Now().UTC().Add(time.Hour).Format(copyStamp))
+			bad := filepath.Join(copiesDir(path), "db."+time.Now().UTC().Format(copyStamp))
 			if err := os.WriteFile(bad, []byte("nothing"), 0o600); err != nil {
 				t.Fatal(err)
 			}
