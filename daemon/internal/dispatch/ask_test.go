@@ -498,6 +498,28 @@ func TestDamagedFetches(t *testing.T) {
 	}
 }
 
+// The clock was ahead when damage came, and was put right while the daemon was
+// off: no fetch waits longer for it than its pause.
+func TestDamagedFetchAfterTheClockWasAhead(t *testing.T) {
+	b := newBench(t)
+	b.failing = slices.Repeat([]error{fmt.Errorf("image: %w", ErrDamaged)}, quickFetches)
+	b.skew.Store(int64(1000 * time.Hour))
+	id := b.add("hello")
+	_, stop := b.run()
+	b.until(id, "fetched slowly", func(j job.Job) bool { return strings.Contains(j.Why, fmt.Sprintf("try %d of", quickFetches)) })
+	stop()
+	b.skew.Store(0)
+	d, stop := b.run()
+	defer stop()
+	if _, err := d.InFlight(t.Context()); err != nil { // answered once the job is taken up
+		t.Fatal(err)
+	}
+	b.skew.Store(int64(slowly))
+	if j := b.settled(id); j.State != job.Done {
+		t.Errorf("%s, %+v", j.State, j.Result)
+	}
+}
+
 // What needs no VM to be published is tried again with pauses, and says why, be
 // there a link or not.
 func TestPublishWithoutALink(t *testing.T) {

@@ -184,7 +184,8 @@ func damagedFetches(j job.Job) int {
 }
 
 // publishAfter is when a job whose last fetch was damaged is fetched again. It
-// is made from the record alone, so that a restart is no way to hurry.
+// is made from the record, so that a restart is no way to hurry; but for one
+// from when the clock was ahead, which would have it wait until then.
 func (d *Dispatcher) publishAfter(j job.Job) time.Time {
 	n := damagedFetches(j)
 	if j.State != job.Collecting || n == 0 || j.History[len(j.History)-1].Event == job.RetryAsked {
@@ -194,5 +195,9 @@ func (d *Dispatcher) publishAfter(j job.Job) time.Time {
 	if n < quickFetches {
 		pause = min(d.cfg.RetryAfter<<(n-1), maxPause)
 	}
-	return j.Updated.Add(pause)
+	after, latest := j.Updated.Add(pause), d.cfg.Now().Add(pause)
+	if latest.Before(after) {
+		return latest
+	}
+	return after
 }
