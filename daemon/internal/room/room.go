@@ -58,6 +58,9 @@ func (g *Guard) Lacks() string {
 func (g *Guard) look() {
 	for _, p := range g.Places {
 		free, err := disk.Free(p.Path)
+		if err != nil && g.low == p.Path {
+			return // it had no room when it was last seen
+		}
 		if err != nil {
 			continue // who writes there has to tell
 		}

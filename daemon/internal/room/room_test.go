@@ -137,3 +137,28 @@ func TestAPlaceThatIsGone(t *testing.T) {
 	w.fill(w.state, 0)
 	w.want("room in " + w.state)
 }
+
+// A disk that had no room and can't be looked at now has none, as far as anyone knows.
+func TestAFullPlaceThatCantBeLookedAt(t *testing.T) {
+	w := newWorld(t)
+	link := filepath.Join(t.TempDir(), "output")
+	appear := func() {
+		if err := os.Symlink(w.output, link); err != nil {
+			t.Fatal(err)
+		}
+	}
+	appear()
+	w.Places[0].Path = link
+	w.fill(w.output, 0)
+	w.want("room in " + link)
+	if err := os.Remove(link); err != nil {
+		t.Fatal(err)
+	}
+	w.want("room in " + link)
+	if lines := w.logs.FilterMessage("there is room again, jobs are begun").All(); len(lines) > 0 {
+		t.Errorf("said: %v", lines)
+	}
+	appear()
+	w.fill(w.output, 9_000_000)
+	w.want()
+}
