@@ -18,6 +18,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"osbuilder/daemon/internal/disk"
 	"osbuilder/daemon/internal/hint"
 	"osbuilder/daemon/internal/job"
@@ -297,6 +299,8 @@ func (p *Publisher) explain(err error) error {
 		return hint.With(err, "Make room on the disk of the output folder, for example by removing old jobs' folders. The job is published by itself then.")
 	case errors.Is(err, fs.ErrPermission):
 		return hint.With(err, "The output folder must belong to PUID:PGID, which `docker compose up init` sees to.")
+	case errors.Is(err, unix.EROFS):
+		return hint.With(err, "The output folder is mounted read-only: mount it, or the disk that it lies on, so that it can be written. The job is published by itself then.")
 	}
 	return err
 }

@@ -622,6 +622,81 @@ func TestAFullDiskIsToldFromALostLink(t *testing.T) {
 	}
 }
 
+// What keeps an output folder from being written is said with what to do, and
+// when that is done the job is published.
+func TestAnOutputFolderThatCantBeWritten(t *testing.T) {
+	for name, tt := range map[string]struct {
+		lock   func(t *testing.T, dir string) (unlock func() error)
+		err    error
+		advice string
+	}{
+		"another's": {
+			func(t *testing.T, dir string) func() error {
+				if err := os.Chmod(dir, 0o555); err != nil {
+					t.Fatal(err)
+				}
+				return func() error { return os.Chmod(dir, 0o777) }
+			}, fs.ErrPermission, "The output folder must belong to PUID:PGID, which `docker compose up init` sees to.",
+		},
+		"read-only": {
+			func(t *testing.T, dir string) func() error {
+				remount := func(flags uintptr) error {
+					return unix.Mount("", dir, "", unix.MS_BIND|unix.MS_REMOUNT|flags, "")
+				}
+				if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+					testenv.Lacks(t, "nothing can be mounted here: %v", err)
+				}
+				t.Cleanup(func() {
+					if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+						t.Error(err)
+					}
+				})
+				if err := remount(unix.MS_RDONLY); err != nil {
+					t.Fatal(err)
+				}
+				return func() error { return remount(0) }
+			}, unix.EROFS, "The output folder is mounted read-only: mount it, or the disk that it lies on, so that it can be written. The job is published by itself then.",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			if err := os.Chmod(filepath.Dir(f.Output), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			unlock := tt.lock(t, f.Output)
+			err := withoutRights(t, func() error {
+				_, err := f.Publish(t.Context(), f.job, f.vm)
+				return err
+			})
+			if hints := hint.Of(err); !errors.Is(err, tt.err) || len(hints) != 1 || hints[0] != tt.advice {
+				t.Errorf("error %v, hints %q, want %v", err, hints, tt.err)
+			}
+			if err := unlock(); err != nil {
+				t.Fatal(err)
+			}
+			f.publish(t)
+		})
+	}
+}
+
+// withoutRights calls f as a user who can't write where he is not let, which
+// root isn't: in a thread of its own, that ends with it.
+func withoutRights(t *testing.T, f func() error) error {
+	t.Helper()
+	if os.Getuid() != 0 {
+		return f()
+	}
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		if _, err := unix.SetfsuidRetUid(65534); err != nil {
+			t.Errorf("become another user: %v", err)
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
 func TestLatest(t *testing.T) {
 	f := newFixture(t)
 	latest := func() string {
