@@ -3,6 +3,7 @@ package vmimage
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -145,6 +146,36 @@ func TestWhatTheSidecarIsToldOfQEMU(t *testing.T) {
 			}
 			if diff := cmp.Diff(place.Replace(tt.state), m.state()); diff != "" {
 				t.Errorf("the sidecar is told (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// Without settings the VM gets the default ones, and what this machine makes of
+// them is said with their values.
+func TestDefaultsOfQEMU(t *testing.T) {
+	for _, setting := range []struct {
+		name  string
+		unset []string // or empty, as Compose passes on what is not set
+		env   []string
+	}{
+		{"unset", []string{"env", "-u", "RAM_SIZE", "-u", "DISK_SIZE", "-u", "RAM_CHECK", "-u", "CPU_CORES"}, nil},
+		{"empty", nil, []string{"RAM_SIZE=", "DISK_SIZE=", "RAM_CHECK=", "CPU_CORES="}},
+	} {
+		t.Run(setting.name, func(t *testing.T) {
+			m := newMachine(t, iso(true, false), "exit 0")
+			// A container that may have 2 GiB, and a data disk from when DISK_SIZE was larger.
+			cat := "case ${1:-} in */memory.max) echo 2147483648 ;; */memory.current) echo 0 ;; *) exec /bin/cat \"$@\" ;; esac"
+			write(t, filepath.Join(m.bin, "cat"), []byte("#!/bin/bash\n"+cat+"\n"))
+			write(t, filepath.Join(m.storage, "data.img"), nil)
+			if err := errors.Join(os.Chmod(filepath.Join(m.bin, "cat"), 0o755), os.Truncate(filepath.Join(m.storage, "data.img"), 65<<30)); err != nil {
+				t.Fatal(err)
+			}
+			out, status := m.output(setting.env, append(setting.unset, "bash", "qemu/entrypoint.sh")...)
+			for _, want := range []string{"warning: RAM_SIZE=2G, but ", " are free here: the VM gets ", "warning: DISK_SIZE=64G is less than the data disk has, 65 GiB", "the VM is off"} {
+				if status != 0 || !strings.Contains(out, want) {
+					t.Errorf("status %d, want %q: %s", status, want, out)
+				}
 			}
 		})
 	}

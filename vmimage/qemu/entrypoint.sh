@@ -77,7 +77,8 @@ set_ram() {
   elif limit=$(cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null); then
     ((limit >= free)) || free=$limit
   fi
-  want=${RAM_SIZE:-2G}
+  RAM_SIZE=${RAM_SIZE:-2G}
+  want=$RAM_SIZE
   case ${want,,} in
     max) want=$((free - spare)) ;;
     half) want=$((free / 2)) ;;
@@ -89,7 +90,7 @@ set_ram() {
       want=$(bytes "$want") || die 64 "RAM_SIZE=$RAM_SIZE is no amount of memory: 16G or 4096M, say, or half, or max"
       ;;
   esac
-  ((want >= least)) || die 64 "RAM_SIZE=${RAM_SIZE:-} is $(mib "$want"): the VM needs $(mib "$least") or more"
+  ((want >= least)) || die 64 "RAM_SIZE=$RAM_SIZE is $(mib "$want"): the VM needs $(mib "$least") or more"
   if ((want + spare > free)) && [[ ${RAM_CHECK:-Y} != [Nn]* ]]; then
     ((free - spare >= least)) || die 64 "only $(mib "$free") of memory are free here: the VM needs $(mib "$least") and $(mib "$spare") beside it"
     warn "RAM_SIZE=$RAM_SIZE, but $(mib "$free") are free here: the VM gets $(mib $((free - spare)))"
@@ -102,7 +103,8 @@ set_ram() {
 set_disk() {
   local want is free
   disk=$storage/data.img
-  want=$(bytes "${DISK_SIZE:-64G}") || die 64 "DISK_SIZE=$DISK_SIZE is no size: 128G, say"
+  DISK_SIZE=${DISK_SIZE:-64G}
+  want=$(bytes "$DISK_SIZE") || die 64 "DISK_SIZE=$DISK_SIZE is no size: 128G, say"
   ((want >= 1 << 30)) || die 64 "DISK_SIZE=$DISK_SIZE: the VM needs 1G or more"
   [[ -w $storage ]] || die 64 "$storage is not writable: mount a volume there"
   if [[ ! -e $disk ]]; then
