@@ -11,6 +11,7 @@ import (
 
 	"osbuilder/daemon/internal/config"
 	"osbuilder/daemon/internal/health"
+	"osbuilder/daemon/internal/logging"
 	"osbuilder/daemon/internal/preflight"
 	"osbuilder/daemon/internal/setup"
 	"osbuilder/daemon/internal/store"
@@ -48,11 +49,14 @@ func command(args []string, stdout, stderr io.Writer) *cobra.Command {
 			Use: "run", Short: "Take jobs and have them built, until SIGTERM", Args: noArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				cfg, err := config.Load()
-				if err != nil {
-					return err
+				if err == nil {
+					cfg.Paths = paths
+					err = run(cmd.Context(), cfg, stdout)
 				}
-				cfg.Paths = paths
-				return run(cmd.Context(), cfg, stdout)
+				if err != nil && cfg.LogFormat == logging.JSON { // which was read, whatever else is wrong
+					err = logError{err}
+				}
+				return err
 			},
 		},
 		&cobra.Command{

@@ -24,11 +24,18 @@ type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
 
+// logError: what shows it is the log, each line of which is an object.
+type logError struct{ error }
+
+func (e logError) Unwrap() error { return e.error }
+
 // explain shows what happened and what to do, and returns the exit code. All
 // errors that a user sees at the end of the program pass here:
 //
 //	osbuilder: what happened
 //	hint: what to do
+//
+// or, of a [logError], the same as the log's last line.
 func explain(w io.Writer, err error) int {
 	if err == nil || stopAskedFor(err) {
 		return 0
@@ -41,6 +48,9 @@ func explain(w io.Writer, err error) int {
 		hints = append(hints, "osbuilder --help lists the commands.")
 	case errors.Is(err, config.ErrSettings), errors.Is(err, config.ErrProject):
 		code = exitUsage
+	}
+	if line := (logError{}); errors.As(err, &line) && logging.Last(w, err, strings.Join(hints, " ")) == nil {
+		return code
 	}
 	fmt.Fprintf(w, "osbuilder: %s\n", shown(err.Error()))
 	for _, h := range hints {

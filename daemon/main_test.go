@@ -87,6 +87,48 @@ func TestCommandLine(t *testing.T) {
 	}
 }
 
+// With LOG_FORMAT=json the sidecar's last words are an object, too, whatever
+// ends it; the commands for people go on in words.
+func TestLastWordsAsJSON(t *testing.T) {
+	none := filepath.Join(t.TempDir(), "none")
+	for name, tt := range map[string]struct {
+		env  []string
+		args []string
+		code int
+		want []string // of the error and the hint; empty: it is in words
+	}{
+		"settings":          {[]string{"SETTLE=x", "LOG_LEVEL=y"}, []string{"run"}, exitUsage, []string{"SETTLE=x", "LOG_LEVEL=y", "Correct them in .env"}},
+		"no project":        {nil, []string{"run", "--project", none}, exitUsage, []string{none, "Mount"}},
+		"no keys":           {nil, []string{"run", "--project", "..", "--keys", none}, exitFailed, []string{"read the sidecar's key: open " + none, "docker compose up init"}},
+		"a command":         {nil, []string{"jobs", "--control", none}, exitFailed, nil},
+		"settings of init":  {[]string{"PUID=x"}, []string{"init"}, exitUsage, nil},
+		"preflight":         {[]string{"SETTLE=x"}, []string{"preflight"}, exitUsage, nil},
+		"a form that isn't": {[]string{"LOG_FORMAT=JSON"}, []string{"run"}, exitUsage, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			stdout, stderr, code := program(t, append([]string{"LOG_FORMAT=json"}, tt.env...), tt.args...)
+			if code != tt.code || stdout != "" {
+				t.Errorf("exit code %d, want %d; stdout %q", code, tt.code, stdout)
+			}
+			if tt.want == nil {
+				if !strings.HasPrefix(stderr, "osbuilder: ") {
+					t.Errorf("it says %q", stderr)
+				}
+				return
+			}
+			line := checkKeys(t, documentedKeys(t), []byte(stderr))
+			if line["level"] != "error" || line["message"] != "the sidecar can't go on" || line["time"] == nil {
+				t.Errorf("it says %s", stderr)
+			}
+			for _, want := range tt.want {
+				if !strings.Contains(fmt.Sprint(line["error"], line["hint"]), want) {
+					t.Errorf("%q is not in %s", want, stderr)
+				}
+			}
+		})
+	}
+}
+
 func TestHelpHidesPaths(t *testing.T) {
 	stdout, _, code := program(t, nil, "--help")
 	if code != 0 || !strings.Contains(stdout, "healthcheck") || strings.Contains(stdout, "vm-keys") {

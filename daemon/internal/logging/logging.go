@@ -53,6 +53,21 @@ func New(o Options, w io.Writer) (*zap.Logger, *Output, error) {
 	return zap.New(core, zap.ErrorOutput(out)), out, nil
 }
 
+// Last writes the error that ends the program as a line of the JSON log, with
+// what to do about it, if that is known. It needs no output that runs: there
+// may never have been one.
+func Last(w io.Writer, reason error, hint string) error {
+	out := newOutput(w)
+	log := zap.New(zapcore.NewCore(jsonEncoder(), jsonOutput{out}, zapcore.ErrorLevel))
+	if hint != "" {
+		log = log.With(zap.String("hint", hint))
+	}
+	log.Error("the sidecar can't go on", zap.Error(reason))
+	stop := make(chan struct{})
+	close(stop)
+	return out.write(stop)
+}
+
 // IsTerminal reports whether w is a terminal.
 func IsTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
