@@ -3,18 +3,18 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
-	"osbuilder/daemon/internal/config"
 	"osbuilder/daemon/internal/logging"
 )
 
@@ -114,28 +114,67 @@ func TestControlCharactersOfABuild(t *testing.T) {
 	}
 }
 
+// worldLines are what the program says of this host, in this order.
+var worldLines = []string{"memory", "cores", "disk of output/", "disk of Docker's volumes", "disk of the VM", "KVM"}
+
 // At its start the sidecar says what this host has, against what the committed
 // Compose project gives the VM.
 func TestHostIsSaidAtStart(t *testing.T) {
-	cfg := config.Config{JobTimeout: time.Hour, Paths: config.Paths{Output: t.TempDir(), State: t.TempDir(), Project: ".."}}
-	builders, _, err := config.Builders(t.Context(), cfg.Paths.Project, config.Compose{Files: "compose.yaml", Separator: ":"})
-	if err != nil {
+	dirs := folders(t)
+	if _, stderr, code := program(t, mine, append([]string{"init"}, dirs...)...); code != 0 {
+		t.Fatal(stderr)
+	}
+	// What comes after those lines ends it.
+	state := t.TempDir()
+	if err := os.Mkdir(filepath.Join(state, database), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	builders[0].Environment["RAM_SIZE"] = "900G"
-	core, logs := observer.New(zap.InfoLevel)
-	sayWorld(cfg, builders, zap.New(core))
-	for _, what := range []string{"memory", "cores", "disk of output/", "disk of Docker's volumes", "disk of the VM", "KVM"} {
-		if logs.FilterMessage(what).Len() != 1 {
-			t.Errorf("%d lines about %s", logs.FilterMessage(what).Len(), what)
+	stdout, stderr, code := program(t, append([]string{"LOG_FORMAT=json", "RAM_SIZE=90000G"}, mine...), append([]string{"run"}, append(dirs, "--state", state)...)...)
+	if code != exitFailed || !strings.Contains(stderr, database) {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+	var said []string
+	lines := map[string]map[string]any{}
+	for line := range strings.Lines(stdout) {
+		object := checkKeys(t, documentedKeys(t), []byte(line))
+		if object["logger"] == "preflight" {
+			message := fmt.Sprint(object["message"])
+			said, lines[message] = append(said, message), object
 		}
 	}
-	got := logs.FilterMessage("memory").All()[0]
-	if set, _ := got.ContextMap()["set"].(string); got.Level != zap.WarnLevel || got.ContextMap()["asked"] != "RAM_SIZE=900G" || !strings.HasPrefix(set, "RAM_SIZE=") {
-		t.Errorf("of 900 GiB of memory: %v %v", got.Level, got.ContextMap())
+	if diff := cmp.Diff(worldLines, said); diff != "" {
+		t.Errorf("lines about this host (-want +got):\n%s", diff)
 	}
-	if asked := logs.FilterMessage("disk of the VM").All()[0].ContextMap()["asked"]; asked != "DISK_SIZE=128G" {
+	memory := lines["memory"]
+	if set, _ := memory["set"].(string); memory["level"] != "warn" || memory["asked"] != "RAM_SIZE=90000G" || !strings.HasPrefix(set, "RAM_SIZE=") || memory["has"] == nil || memory["then"] == nil {
+		t.Errorf("of more memory than there is: %v", memory)
+	}
+	if asked := lines["disk of the VM"]["asked"]; asked != "DISK_SIZE=128G" {
 		t.Errorf("the disk asked for: %v", asked)
+	}
+}
+
+// So does the command, in words.
+func TestPreflight(t *testing.T) {
+	stdout, stderr, code := program(t, []string{"RAM_SIZE=90000G"}, append([]string{"preflight"}, folders(t)...)...)
+	if code != 0 || stderr != "" {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+	var said []string
+	for line := range strings.Lines(stdout) {
+		for _, what := range worldLines {
+			if strings.HasPrefix(line, "    "+what+" ") {
+				said = append(said, what)
+			}
+		}
+	}
+	if diff := cmp.Diff(worldLines, said); diff != "" {
+		t.Errorf("lines about this host (-want +got):\n%s\n%s", diff, stdout)
+	}
+	for _, want := range []string{"asked for: RAM_SIZE=90000G", "asked for: DISK_SIZE=128G", "in .env"} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("%q is not in:\n%s", want, stdout)
+		}
 	}
 }
 

@@ -136,18 +136,30 @@ func TestHelpHidesPaths(t *testing.T) {
 	}
 }
 
-func TestInit(t *testing.T) {
+// mine has this user own what the program writes.
+var mine = []string{fmt.Sprintf("PUID=%d", os.Getuid()), fmt.Sprintf("PGID=%d", os.Getgid())}
+
+// folders makes those that compose.yaml mounts, and returns the flags that tell
+// the program of them.
+func folders(t *testing.T) (flags []string) {
+	t.Helper()
 	dir := t.TempDir()
-	args := []string{"init", "--project", ".."}
+	flags = []string{"--project", "..", "--keys", filepath.Join(dir, "client-keys")}
 	for _, name := range []string{"jobs", "output", "state", "client-keys", "vm-keys"} {
 		path := filepath.Join(dir, name)
 		if err := os.Mkdir(path, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		args = append(args, "--"+name, path)
+		flags = append(flags, "--"+name, path)
 	}
-	owner := []string{fmt.Sprintf("PUID=%d", os.Getuid()), fmt.Sprintf("PGID=%d", os.Getgid())}
-	stdout, stderr, code := program(t, owner, args...)
+	return flags
+}
+
+func TestInit(t *testing.T) {
+	dirs := folders(t)
+	dir := filepath.Dir(dirs[len(dirs)-1])
+	args := append([]string{"init"}, dirs...)
+	stdout, stderr, code := program(t, mine, args...)
 	if code != 0 || !strings.Contains(stdout, "made the key") {
 		t.Fatalf("exit code %d: %s%s", code, stdout, stderr)
 	}
@@ -156,7 +168,7 @@ func TestInit(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if stdout, stderr, code = program(t, owner, args...); code != 0 || stdout != "keys and folders are ready\n" {
+	if stdout, stderr, code = program(t, mine, args...); code != 0 || stdout != "keys and folders are ready\n" {
 		t.Errorf("again: exit code %d: %s%s", code, stdout, stderr)
 	}
 }
