@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap"
@@ -111,6 +112,44 @@ func TestControlCharactersOfABuild(t *testing.T) {
 				t.Errorf("standard output has %q", shown)
 			}
 		})
+	}
+}
+
+// The last line of a job that did not succeed says why, what to do, how it
+// ended and how long it ran, as its result does.
+func TestClosingLine(t *testing.T) {
+	s := newSidecar(t)
+	stop := s.start()
+	defer stop()
+	closing := func(message, name string) map[string]any {
+		t.Helper()
+		s.until(message, func() bool { return s.logs.FilterMessage(message).Len() > 0 })
+		said := s.logs.FilterMessage(message).All()[0].ContextMap()
+		_, _, folder := s.outcome(name)
+		r := result(t, folder)
+		want := map[string]any{"job": name, "id": string(r.Job), "reason": r.Reason, "duration": time.Duration(r.Duration) * time.Millisecond}
+		if r.ExitCode != nil {
+			want["exit_code"] = int64(*r.ExitCode)
+		}
+		for key := range want {
+			if diff := cmp.Diff(want[key], said[key]); diff != "" {
+				t.Errorf("%s: %s (-result +said): %s", message, key, diff)
+			}
+		}
+		if output, _ := said["output"].(string); filepath.Base(output) != filepath.Base(folder) || said["after"] == nil || said["duration"] == time.Duration(0) {
+			t.Errorf("%s: %v", message, said)
+		}
+		return said
+	}
+	s.drop("host.nix", "{ broken }\n")
+	failed := closing("job is failed", "host")
+	if failed["reason"] != "undefined variable broken (at host.nix:1:1)" || failed["advice"] != "Define it." || failed["exit_code"] != int64(1) {
+		t.Errorf("of the one that failed it says %v", failed)
+	}
+	s.runEndless("endless")
+	s.must("cancel", "endless", "--reason", "not wanted")
+	if cancelled := closing("job is cancelled", "endless"); cancelled["reason"] != "not wanted" {
+		t.Errorf("of the one that was cancelled it says %v", cancelled)
 	}
 }
 
