@@ -40,6 +40,7 @@ import (
 
 // Variables, because tests that stop the program at every step have no time.
 var (
+	now                 = time.Now
 	answerTimeout       = 30 * time.Second // a VM without KVM needs a few seconds
 	syncEvery           = time.Second
 	retryAfter          = 2 * time.Second
@@ -169,7 +170,7 @@ const (
 // guard watches the disks that must not fill up.
 func guard(cfg config.Config, log *zap.Logger) *room.Guard {
 	return &room.Guard{
-		Least: int64(cfg.MinFree), Log: log, Now: time.Now,
+		Least: int64(cfg.MinFree), Log: log, Now: now,
 		Places: []room.Place{{Path: cfg.Paths.State, Hint: stateHint}, {Path: cfg.Paths.Output, Hint: outputHint}},
 	}
 }
@@ -219,7 +220,7 @@ func dispatcher(ctx context.Context, cfg config.Config, records *store.SQLite, l
 		log.Warn("left-over downloads could not be removed", zap.Error(err))
 	}
 	return dispatch.New(dispatch.Config{
-		Owner: owner, TakeOver: cfg.TakeOver, Store: records, Damaged: store.ErrDamaged, Gone: vm.ErrGone, NotFound: store.ErrNotFound, Log: log, Now: time.Now,
+		Owner: owner, TakeOver: cfg.TakeOver, Store: records, Damaged: store.ErrDamaged, Gone: vm.ErrGone, NotFound: store.ErrNotFound, Log: log, Now: now,
 		AnswerTimeout: answerTimeout, SyncEvery: syncEvery, RetryAfter: retryAfter, ConsumeEvery: consumeEvery,
 		Room:   guard(cfg, log).Lacks,
 		Body:   func(j job.Job) ([]byte, error) { return recipe.Body(j, source(j)) },

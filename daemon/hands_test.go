@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -29,6 +30,31 @@ func (s *sidecar) hurry() {
 		RetryMin: 20 * time.Millisecond, RetryMax: 100 * time.Millisecond,
 		Busy: 5 * time.Millisecond, Idle: 40 * time.Millisecond, Poll: 100 * time.Millisecond,
 	}
+}
+
+// clock lets a test have the daemon's clock run ahead.
+func (s *sidecar) clock() (ahead func(time.Duration)) {
+	var by atomic.Int64
+	before := now
+	now = func() time.Time { return before().Add(time.Duration(by.Load())) }
+	s.t.Cleanup(func() { now = before })
+	return func(d time.Duration) { by.Add(int64(d)) }
+}
+
+// wantRung waits for the line that a user reads each minute in which no VM is
+// ready.
+func (s *sidecar) wantRung(ahead func(time.Duration), rung, why string) {
+	s.t.Helper()
+	s.until("line with rung="+rung, func() bool {
+		ahead(time.Minute)
+		for _, line := range s.logs.FilterMessage("drops wait, for no VM is ready").All() {
+			said := line.ContextMap()
+			if text, _ := said["for"].(string); said["rung"] == rung && strings.Contains(text, why) && said["hint"] != nil {
+				return line.Level == zap.WarnLevel
+			}
+		}
+		return false
+	})
 }
 
 // inMemory has the folders of a test made in memory: how fast the disk is is not
@@ -401,6 +427,7 @@ func TestSecondSidecar(t *testing.T) {
 	inMemory(t)
 	s := newSidecar(t)
 	s.hurry()
+	ahead := s.clock()
 	stop := s.start()
 	defer func() { stop() }()
 	j := s.staged("first", 2)
@@ -420,6 +447,7 @@ func TestSecondSidecar(t *testing.T) {
 		return false
 	})
 	s.until("word of the other one", func() bool { return s.said("another sidecar writes to this builder") == 1 })
+	other.wantRung(ahead, "owner", "is owned by")
 	quick := s.staged("quick", 1) // it is not held up by that
 	quick.let(0)
 	quick.done(1)
@@ -446,6 +474,25 @@ func TestSecondSidecar(t *testing.T) {
 	again := other.staged("again", 1)
 	again.let(0)
 	again.done(1)
+}
+
+// The runner stands still while the link is up.
+func TestRunnerStandsStill(t *testing.T) {
+	inMemory(t)
+	s := newSidecar(t)
+	s.hurry()
+	ahead := s.clock()
+	stop := s.start()
+	defer func() { stop() }()
+	first := s.staged("first", 1)
+	first.let(0)
+	first.done(1)
+	s.run.Stop()
+	next := s.staged("next", 1)
+	next.let(0)
+	s.wantRung(ahead, "answer", "it left a request unanswered")
+	s.run.Start()
+	next.done(1)
 }
 
 // Two sidecars on one state folder: the second one doesn't start, and says
