@@ -13,12 +13,12 @@
 
 # osb_kvm_open: makes the node if it is absent and opens it; says why not.
 osb_kvm_open() {
-  local err
-  if [ ! -e /dev/kvm ] && ! mknod -m 0600 /dev/kvm c 10 232 2>/dev/null; then
+  local err device=${OSB_KVM:-/dev/kvm}
+  if [ ! -e "$device" ] && ! mknod -m 0600 "$device" c 10 232 2>/dev/null; then
     echo "the container has no /dev/kvm and may not make it (give it the device, or the capability MKNOD)"
     return 1
   fi
-  err=$( (: <>/dev/kvm) 2>&1) && return 0
+  err=$( (: <>"$device") 2>&1) && return 0
   case $err in
     *"No such device"*) echo "this host offers no KVM (switched off in its firmware, or a VM without nested virtualisation)" ;;
     *"ermission denied"* | *"not permitted"*) echo "Docker does not let the container open /dev/kvm (give it device_cgroup_rules \"c 10:232 rwm\")" ;;
@@ -84,7 +84,7 @@ osb_kvm() {
         why="this host is an arm64 one and the VM is not; compose.arm64.yaml runs an arm64 VM"
       elif why=$(osb_kvm_open); then
         # qemux/qemu refuses KVM on a CPU without these flags, whatever opens.
-        if [ -f "${OSB_PROC:-/run/proc.sh}" ] && [ "$(uname -m)" = x86_64 ] && ! grep -qwE 'vmx|svm' /proc/cpuinfo; then
+        if [ -f "${OSB_PROC:-/run/proc.sh}" ] && [ "$(uname -m)" = x86_64 ] && ! grep -qwE 'vmx|svm' "${OSB_CPUINFO:-/proc/cpuinfo}"; then
           why="the CPU shows neither vmx nor svm"
         else
           dir=$(mktemp -d)
