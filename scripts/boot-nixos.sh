@@ -73,7 +73,13 @@ changed() {
   printf '%s' "$2" >"$file"
 }
 
-digest_of_files() { find "$@" -type f ! -path '*/programs/*' ! -name '*.md' -print0 | sort -z | xargs -0 sha256sum | sha256sum | cut -d' ' -f1; }
+digest_of_files() {
+  local file list=$FOLDER/.files
+  mkdir -p "$FOLDER"
+  find "$@" -type f ! -path '*/programs/*' ! -name '*.md' | sort | while read -r file; do say "$(sha256 "$file")  $file"; done >"$list"
+  sha256 "$list"
+  rm -f "$list"
+}
 
 # forget_what_changed: each step is done again when what it rests on has changed.
 forget_what_changed() {
@@ -301,7 +307,7 @@ nobody_can_type() {
 # keep_console NAME: its end, for the report.
 keep_console() {
   console >"$FOLDER/consoles/$1"
-  grep '^osbuilder: \|: osbuilder: ' "$FOLDER/consoles/$1" || true
+  grep -E '^osbuilder: |: osbuilder: ' "$FOLDER/consoles/$1" || true
 }
 
 first_boot() {
@@ -334,14 +340,16 @@ JOB
 
 # mission: the configuration, dropped as a user drops it, is built inside that VM.
 mission() {
-  local start iso
+  local start iso sum file
   boot cd legacy || return
   start=$(date +%s)
   LONGEST=14400 run_job minimal minimal.nix <$EXAMPLE || return
   tail -n 40 "$JOB/build.log"
   iso=$(find "$JOB" -name '*.iso' | head -n 1)
   [ -s "$iso" ] || return 1
-  (cd "$JOB" && sha256sum -c SHA256SUMS) || return
+  while read -r sum file; do
+    [ "$(sha256 "$JOB/$file")" = "$sum" ] || { say "$file is not what SHA256SUMS says" && return 1; }
+  done <"$JOB/SHA256SUMS" || return
   keep_console mission
   cp "$JOB/result.json" "$FOLDER/mission.json"
   cp "$iso" "$FOLDER/minimal.iso"
@@ -443,7 +451,7 @@ write_report() {
       say "## The console's end: $name"
       say ""
       say '```'
-      grep -v '^M\?\[[ *]*\] \|^ *$' "$FOLDER/consoles/$name" | tail -n 15 | cut -c 1-150
+      grep -Ev '^M?\[[ *]*\] |^ *$' "$FOLDER/consoles/$name" | tail -n 15 | cut -c 1-150
       say '```'
     done
     if [ -f "$FOLDER/mission.json" ]; then

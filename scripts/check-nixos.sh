@@ -66,11 +66,11 @@ for tree in "${TREES[@]}"; do
   MOUNTS+=(-v "$(cd "$tree" && pwd -P):$name:ro")
   INSIDE+=("$name")
 done
-for which in "generators ${GENERATORS:-}" "generators-old ${GENERATORS_OLD:-}"; do
-  path=${which#* }
+for pair in "generators ${GENERATORS:-}" "generators-old ${GENERATORS_OLD:-}"; do
+  path=${pair#* }
   [ -n "$path" ] || continue
   [ -f "$path/nixos-generate.nix" ] || die "$path is not nixos-generators' source: it has no nixos-generate.nix."
-  MOUNTS+=(-v "$(cd "$path" && pwd -P):/src/${which%% *}:ro")
+  MOUNTS+=(-v "$(cd "$path" && pwd -P):/src/${pair%% *}:ro")
 done
 look
 need_engine
