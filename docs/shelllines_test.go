@@ -12,7 +12,7 @@ import (
 // shell are scripts, with the words that begin what they say when something is
 // wrong.
 var shell = []struct{ glob, words string }{
-	{"scripts/{demo,down,clean,vm-iso,test,lib,world,engine,images,project}.sh", `die`},
+	{"scripts/{demo,down,clean,vm-iso,test,prove-nixos,lib,world,engine,images,project}.sh", `die`},
 	{"scripts/checks.sh", `die`},
 	{"vmimage/install-image.sh", `fail`},
 	{"vmimage/debian/install-image", `fail`},
