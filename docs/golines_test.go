@@ -129,9 +129,13 @@ func (f *folder) add(file *ast.File) {
 	})
 }
 
+// names are those of fields or parameters, in order; one without a name has "".
 func names(list *ast.FieldList) []string {
 	var out []string
 	for _, field := range list.List {
+		if field.Names == nil {
+			out = append(out, "")
+		}
 		for _, name := range field.Names {
 			out = append(out, name.Name)
 		}
