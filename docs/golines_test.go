@@ -42,7 +42,7 @@ var fields = map[string][]string{
 	"daemon/internal/inbox":     {"what"},
 	"daemon/internal/room":      {"why"},
 	"daemon/internal/preflight": {"Then"},
-	"pipe/runner":               {"Message", "Reason", "unfit"},
+	"pipe/runner":               {"Message", "Reason", "message", "unfit"},
 	"vmimage/internal":          {"Summary"},
 }
 
@@ -240,7 +240,7 @@ func (f *folder) said(n ast.Node) (out []ast.Expr) {
 			case strings.HasPrefix(strings.ToLower(name.Name), "err") && slices.ContainsFunc(sentinels, func(top string) bool { return within(f.dir, top) }),
 				name.Name == "droppedMessage":
 				out = append(out, n.Values[i])
-			case strings.HasPrefix(name.Name, "Rung"): // shown as a field
+			case strings.HasPrefix(strings.ToLower(name.Name), "rung"): // shown as a field
 				out = append(out, &ast.BinaryExpr{X: &ast.BasicLit{ValuePos: n.Pos(), Value: `"rung="`}, Y: n.Values[i]})
 			}
 		}
