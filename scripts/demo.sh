@@ -204,7 +204,7 @@ report() {
   else
     local folder
     folder=$(cd "$RESULT" && pwd -P)
-    note "docker run --rm -it -v '$folder:/image:ro' --entrypoint qemu-system-x86_64 $VM_IMAGE -m $memory -nographic -cdrom /image/$image"
+    note "docker run --rm -it -v $(printf '%q' "$folder"):/image:ro --entrypoint qemu-system-x86_64 $VM_IMAGE -m $memory -nographic -cdrom /image/$image"
   fi
   say "It goes on running. Put jobs into the jobs folder; images appear in $OUTPUT."
   note "follow it   $(shown_compose) logs -f sidecar"
