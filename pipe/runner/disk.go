@@ -183,18 +183,3 @@ func freeBytes(path string) (int64, error) {
 	}
 	return int64(s.Bavail) * s.Bsize, nil
 }
-
-// size writes a number of bytes for people.
-func size(n int64) string {
-	if n < 1000 {
-		return fmt.Sprintf("%d bytes", n)
-	}
-	v := float64(n)
-	for _, unit := range []string{"kB", "MB", "GB"} {
-		v /= 1000
-		if v < 999.95 {
-			return fmt.Sprintf("%.1f %s", v, unit)
-		}
-	}
-	return fmt.Sprintf("%.1f TB", v/1000)
-}

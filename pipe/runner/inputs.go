@@ -132,7 +132,7 @@ func (r *Runner) takeInputs(ctx context.Context, rec record) (string, error) {
 		return "", err
 	}
 	if st.Size > free-inputsReserve {
-		return "", fmt.Errorf("copy inputs of %s, beside which %s stay free: %w", size(st.Size), size(inputsReserve), unix.ENOSPC)
+		return "", fmt.Errorf("copy inputs of %s, beside which %s stay free: %w", pipe.Size(st.Size), pipe.Size(inputsReserve), unix.ENOSPC)
 	}
 	to := r.spool.path("inputs", folder(rec.ref())+tempSuffix)
 	got, err := r.spool.disk.copyNew(ctx, to, io.LimitReader(in, st.Size+1))

@@ -31,6 +31,9 @@ const (
 	// nixPatience bounds the wait for the daemon: the first connection starts
 	// it, which takes seconds in a VM without KVM.
 	nixPatience = 30 * time.Second
+	// nixBusy bounds it where Nix works, for it may just have much to do: who
+	// is told that it is broken may throw the VM's store away.
+	nixBusy = commandTimeout
 	// nixFirst bounds it at the runner's start, which all else waits for.
 	nixFirst = 3 * time.Second
 	// nixEvery is how often a Nix that is broken is looked at again: a full disk
@@ -118,7 +121,11 @@ func (r *Runner) watchNix(ctx context.Context, said string) {
 		if wait > 0 && !pause(ctx, cmp.Or(r.cfg.NixEvery, wait)) {
 			return
 		}
-		now := r.lookAtNix(ctx, cmp.Or(r.cfg.nixPatience, nixPatience))
+		patience := nixPatience
+		if said == "" {
+			patience = nixBusy
+		}
+		now := r.lookAtNix(ctx, cmp.Or(r.cfg.nixPatience, patience))
 		if ctx.Err() != nil {
 			return
 		}

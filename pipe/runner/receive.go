@@ -232,7 +232,7 @@ func (r *Runner) unable(err error) *pipe.Refused {
 	return &pipe.Refused{
 		Reason: pipe.ReasonDisk,
 		Message: fmt.Sprintf("no room on the VM's data disk, %s are free: %v; it is tried again by itself, jobs that end make room, "+
-			"and a larger DISK_SIZE counts from the VM's next start", size(free), err),
+			"and a larger DISK_SIZE counts from the VM's next start", pipe.Size(free), err),
 		Retryable: true,
 	}
 }

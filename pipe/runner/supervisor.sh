@@ -16,8 +16,7 @@ uptime_ns() {
 
 # Every process of the job has this in its environment, also one that left the
 # process group. Only on its way into another program a process has none, so
-# the script itself, which is a child until it was waited for, is known by its
-# number.
+# the script itself is known by its number.
 mark=PROCESS_UNIT=$lock
 members() {
   grep -lszxF "$mark" /proc/[0-9]*/environ | cut -d/ -f3 | grep -vx "${job:-0}"

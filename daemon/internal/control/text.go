@@ -8,9 +8,9 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"osbuilder/daemon/internal/disk"
 	"osbuilder/daemon/internal/job"
 	"osbuilder/daemon/internal/logging"
+	"osbuilder/pipe"
 )
 
 // WriteJobs writes jobs for people: one a line, aligned.
@@ -111,7 +111,7 @@ func WriteJob(w io.Writer, j Job, now time.Time) error {
 		line("outcome", "%s", outcome(j))
 	}
 	for _, a := range j.Artifacts {
-		line("artifact", "%s, %s, sha256 %s", a.Name, disk.Size(a.Size), a.SHA256)
+		line("artifact", "%s, %s, sha256 %s", a.Name, pipe.Size(a.Size), a.SHA256)
 	}
 	if j.Output != "" {
 		line("output", "output/%s", j.Output)

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"osbuilder/pipe"
 	"osbuilder/pipe/effect"
 )
 
@@ -105,31 +106,16 @@ func (e *NoRoom) Error() string {
 	switch {
 	case e.Keep > 0 && e.Need <= e.Free:
 		return fmt.Sprintf("no room in %s: %s are needed, %s are free, and %s of these are to stay free (MIN_FREE)",
-			e.Path, Size(e.Need), Size(e.Free), Size(e.Keep))
+			e.Path, pipe.Size(e.Need), pipe.Size(e.Free), pipe.Size(e.Keep))
 	case e.Free == 0 && e.Need == 0:
 		return fmt.Sprintf("no room in %s: nothing is free", e.Path)
 	case e.Need <= e.Free:
 		// The file system keeps some back, or it is out of something else.
-		return fmt.Sprintf("no room in %s: it takes no more, though %s are free", e.Path, Size(e.Free))
+		return fmt.Sprintf("no room in %s: it takes no more, though %s are free", e.Path, pipe.Size(e.Free))
 	}
 	return fmt.Sprintf("no room in %s: %s are needed, %s are free, %s are missing",
-		e.Path, Size(e.Need), Size(e.Free), Size(e.Need-e.Free))
+		e.Path, pipe.Size(e.Need), pipe.Size(e.Free), pipe.Size(e.Need-e.Free))
 }
 
 // Unwrap lets callers ask for ENOSPC.
 func (e *NoRoom) Unwrap() error { return unix.ENOSPC }
-
-// Size writes a number of bytes for people.
-func Size(n int64) string {
-	if n < 1000 {
-		return fmt.Sprintf("%d bytes", n)
-	}
-	v := float64(n)
-	for _, unit := range []string{"kB", "MB", "GB"} {
-		v /= 1000
-		if v < 999.95 {
-			return fmt.Sprintf("%.1f %s", v, unit)
-		}
-	}
-	return fmt.Sprintf("%.1f TB", v/1000)
-}

@@ -25,6 +25,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"sync"
 	"time"
@@ -314,7 +315,7 @@ func (d *Dispatcher) write(ctx context.Context, f *flight, j job.Job) error {
 
 // waits puts on record why a job waits, once for each new reason.
 func (d *Dispatcher) waits(ctx context.Context, f *flight, why string) error {
-	if f.job.Why == why {
+	if sameReason(f.job.Why, why) {
 		return nil
 	}
 	j := f.job
@@ -324,6 +325,14 @@ func (d *Dispatcher) waits(ctx context.Context, f *flight, why string) error {
 	}
 	return d.write(ctx, f, j)
 }
+
+// sameReason reports whether two reasons to wait are the same, but for how much
+// room there is: that is another each time, and no news.
+func sameReason(a, b string) bool {
+	return a == b || amount.ReplaceAllString(a, "") == amount.ReplaceAllString(b, "")
+}
+
+var amount = regexp.MustCompile(`[0-9.]+ (bytes|kB|MB|GB|TB)`) // as pipe.Size writes it
 
 // saveDirty stores the checkpoint of every builder that said something.
 func (d *Dispatcher) saveDirty(ctx context.Context) error {

@@ -111,7 +111,8 @@ func (d *Dispatcher) jobEvent(ctx context.Context, builder string, w *worker, en
 	}
 }
 
-// hello begins a generation, or tells that the runner was started anew.
+// hello begins a generation, or tells that the runner was started anew, or
+// whether the VM can build has changed.
 func (d *Dispatcher) hello(ctx context.Context, builder string, w *worker, h pipe.Hello) error {
 	d.cfg.Log.Info("builder says hello", zap.String("builder", builder), zap.String("image", h.Image),
 		zap.String("runner", h.Runner), zap.Int("slots", h.Slots), zap.Strings("systems", h.Systems),

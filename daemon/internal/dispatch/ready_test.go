@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -86,6 +87,11 @@ func TestEachMinuteTheLogSaysWhyDropsWait(t *testing.T) {
 		since, _ := logs.FilterMessage(waitLine).All()[11].ContextMap()["since"].(time.Time)
 		if since.Before(began) || since.After(began.Add(2*time.Second)) {
 			t.Errorf("since %s, the VM is not ready since %s", since, began)
+		}
+		for _, j := range b.unsettled() { // what `osbuilder jobs` shows has what to do, too
+			if want := "no link to vm: user key: vm:22 refuses user builder; the VM doesn't know the sidecar's key; "; !strings.HasPrefix(j.Why, want) {
+				t.Errorf("%s waits for %q, want %q", j.Name, j.Why, want)
+			}
 		}
 		close(linked)
 		b.settled(first)

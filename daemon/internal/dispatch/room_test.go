@@ -38,3 +38,38 @@ func TestNoJobIsBegunWithoutRoom(t *testing.T) {
 	b.settled(first)
 	b.settled(second)
 }
+
+// A disk that fills up is looked at, and said, also where no job waits for it.
+func TestRoomIsLookedAtWithoutJobs(t *testing.T) {
+	b := newBench(t)
+	var looks atomic.Int64
+	b.cfg.Room = func() string { looks.Add(1); return "" }
+	d, stop := b.run()
+	defer stop()
+	if err := d.Probe(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if looks.Load() == 0 {
+		t.Error("nobody looked")
+	}
+}
+
+// How much room there is changes all the time. That is no news of a job that
+// waits for it.
+func TestSameReason(t *testing.T) {
+	for _, tc := range []struct {
+		a, b string
+		same bool
+	}{
+		{"", "", true},
+		{"no room: 1.0 MB are free", "no room: 12 bytes are free", true},
+		{"no room: 1.0 MB are free", "no room: 1.0 MB are free", true},
+		{"no room on a: 1.0 MB are free", "no room on b: 1.0 MB are free", false},
+		{"a free slot on vm1", "a free slot on vm2", false},
+		{"", "no link", false},
+	} {
+		if got := sameReason(tc.a, tc.b); got != tc.same {
+			t.Errorf("%q, %q: %t", tc.a, tc.b, got)
+		}
+	}
+}

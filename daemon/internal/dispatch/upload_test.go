@@ -243,7 +243,7 @@ func TestWaitsFor(t *testing.T) {
 	} {
 		d := New(Config{Now: func() time.Time { return now }, AnswerTimeout: time.Second}, nil)
 		d.workers = map[string]*worker{"a": tc.a, "b": tc.b}
-		if got, known := d.waitsFor(tc.system); !strings.HasPrefix(got, tc.want) || known == tc.moment {
+		if got, known := d.waitsFor(tc.system, ""); !strings.HasPrefix(got, tc.want) || known == tc.moment {
 			t.Errorf("%s: %q, known %t", name, got, known)
 		}
 	}

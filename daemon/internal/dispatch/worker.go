@@ -100,6 +100,9 @@ func (d *Dispatcher) Down(ctx context.Context, builder string, reason error) err
 		}
 		w.up, w.current, w.why, w.waiting = false, false, fmt.Sprintf("no link to %s: %v", builder, reason), nil
 		w.down = noLink(builder, reason)
+		if w.down.hint != "" {
+			w.why += "; " + w.down.hint
+		}
 		for _, stop := range w.sending {
 			stop() // the next link may lead to another disk
 		}
@@ -314,6 +317,7 @@ func (d *Dispatcher) explain(ctx context.Context) error {
 		why   string
 		known bool
 	}
+	room := d.lacksRoom()          // also where nothing waits: it is said when a disk is full, and when there is room again
 	reasons := map[string]answer{} // by system
 	written := 0
 	for _, f := range d.order {
@@ -326,13 +330,13 @@ func (d *Dispatcher) explain(ctx context.Context) error {
 		system := f.job.System()
 		a, ok := reasons[system]
 		if !ok {
-			a.why, a.known = d.waitsFor(system)
+			a.why, a.known = d.waitsFor(system, room)
 			reasons[system] = a
 		}
 		if f.job.Restored {
 			a.why = d.whyRestored()
 		}
-		if !a.known || f.job.State != job.Queued || f.job.Why == a.why || f.job.Deferred() && f.job.Why != "" {
+		if !a.known || f.job.State != job.Queued || sameReason(f.job.Why, a.why) || f.job.Deferred() && f.job.Why != "" {
 			continue
 		}
 		if written++; written > maxExplained {
@@ -350,14 +354,15 @@ func (d *Dispatcher) explain(ctx context.Context) error {
 	return nil
 }
 
-// waitsFor is what jobs for a system wait for: a slot of the first builder
-// that is ready for them, or else what is the matter with the last one that
-// may have one. Whether that is so may be known in a moment only.
-func (d *Dispatcher) waitsFor(system string) (why string, known bool) {
+// waitsFor is what jobs for a system wait for: room, if that is lacking, a slot
+// of the first builder that is ready for them, or else what is the matter with
+// the last one that may have one. Whether that is so may be known in a moment
+// only.
+func (d *Dispatcher) waitsFor(system, room string) (why string, known bool) {
 	if lack := d.unbuildable(system); lack != "" {
 		return lack, true
 	}
-	if room := d.lacksRoom(); room != "" { // whatever else may be the matter: a VM can stand still for it
+	if room != "" { // whatever else may be the matter: a VM can stand still for it
 		return room, true
 	}
 	known = true

@@ -100,6 +100,7 @@ type drop struct {
 	look  time.Time // not looked at before
 	done  bool      // with this stamp all is done, only it could not be moved
 	id    job.ID    // of the job that it became with this stamp, if it became one
+	no    *refusal  // why it became none with this stamp, where that is known
 	said  string    // the last thing said about it
 }
 
@@ -283,8 +284,8 @@ func (b *Inbox) look(name string, whole bool) (*candidate, time.Time) {
 			d.stamp = s
 			return &candidate{name: name, stamp: s, drop: d, job: job.Job{ID: d.id}, recorded: true, begun: true}, time.Time{}
 		}
-		if d.done {
-			*d = drop{first: now}
+		if d.done || d.id != "" {
+			*d = drop{first: now} // another drop
 		}
 		*d = drop{stamp: s, first: d.first, since: now, said: d.said}
 	}
@@ -305,8 +306,14 @@ func (b *Inbox) look(name string, whole bool) (*candidate, time.Time) {
 		}
 		return nil, due
 	}
-	// One that became a job before is only moved.
-	return &candidate{name: name, stamp: s, drop: d, job: job.Job{ID: d.id}, recorded: d.id != "", begun: d.id != ""}, time.Time{}
+	c := &candidate{name: name, stamp: s, drop: d}
+	switch { // one of which all is known is only moved
+	case d.id != "":
+		c.job, c.recorded, c.begun = job.Job{ID: d.id}, true, true
+	case d.no != nil:
+		c.err = d.no
+	}
+	return c, time.Time{}
 }
 
 // settle is for how long a drop has to stand still.
@@ -360,6 +367,7 @@ func (b *Inbox) settled(ctx context.Context, c *candidate) time.Time {
 		if c.recorded {
 			c.drop.id = c.job.ID
 		}
+		c.drop.no = refused
 		b.sayTrying(c.drop, c.name, stays.what, stays.err)
 		c.drop.look = time.Now().Add(b.cfg.Rescan)
 	case errors.As(err, &stays):

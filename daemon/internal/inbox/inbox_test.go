@@ -805,6 +805,47 @@ func TestNoRoomToMoveADrop(t *testing.T) {
 	}
 }
 
+// One that can't be a job is looked into once, however long it can't be moved.
+func TestARefusalIsFoundOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		mount(t, "tmpfs", f.cfg.Dir, "tmpfs", 0, "size=12k")
+		checks := 0
+		f.cfg.Check = func(job.Recipe, string) error { checks++; return errors.New("it is of no use") }
+		f.write("x.sh", "true\n")
+		f.write(".of somebody", strings.Repeat("x", 8<<10))
+		defer f.start()()
+		pass(time.Minute)
+		if lines := f.lines("drop rejected, but it can't be moved away yet"); checks != 1 || len(lines) != 1 {
+			t.Errorf("looked into %d times, said %d times", checks, len(lines))
+		}
+		f.write("x.sh", "") // another one
+		pass(time.Minute)
+		if checks != 2 {
+			t.Errorf("another one was looked into %d times", checks-1)
+		}
+	})
+}
+
+// A new version of a drop that waits to be moved has a settle time of its own.
+func TestANewVersionWhileThereIsNoRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		mount(t, "tmpfs", f.cfg.Dir, "tmpfs", 0, "size=1m,nr_inodes=3")
+		f.write("a.sh", "echo a\n")
+		defer f.start()()
+		pass(5 * time.Minute)
+		f.write("a.sh", "echo other\n")
+		pass(time.Minute)
+		if lines := f.lines("drop waits"); len(lines) > 0 {
+			t.Errorf("it says %v", lines)
+		}
+		if n := len(f.records.jobs); n != 2 {
+			t.Errorf("%d jobs, want one of each version", n)
+		}
+	})
+}
+
 // Whoever gives a drop another owner while it waits to be moved wants no other job.
 func TestAnOwnerThatChangesWhileThereIsNoRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

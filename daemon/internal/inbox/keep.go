@@ -24,7 +24,7 @@ const (
 	logName   = "build.log" // in a job's folder; see package buildlog
 )
 
-// keep removes the copies of ended jobs' drops when their time is over, until
+// keep removes the copies of ended jobs' drops, and their logs, when their time is over, until
 // ctx is. It doesn't begin at once: a host without a clock that goes on while it
 // is off has the time only after a while. Nor does it trust a clock that was put
 // forward since: jobs that ended before would seem to be old.

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"osbuilder/daemon/internal/disk"
+	"osbuilder/pipe"
 	"osbuilder/pipe/effect"
 )
 
@@ -77,7 +77,7 @@ func copyTree(ctx context.Context, from, to string) (files int, err error) {
 			return refuse("Remove it.", "%s in it is neither a file nor a folder, but a %s", quote(name), special(mode))
 		}
 		if bytes += info.Size(); bytes > maxTreeBytes {
-			return refuse("Leave out what the job doesn't need, or let it download the rest.", "it has more than %s", disk.Size(maxTreeBytes))
+			return refuse("Leave out what the job doesn't need, or let it download the rest.", "it has more than %s", pipe.Size(maxTreeBytes))
 		}
 		files++
 		return copyMember(ctx, source, name, info, target)

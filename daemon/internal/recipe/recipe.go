@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"osbuilder/daemon/internal/disk"
 	"osbuilder/daemon/internal/hint"
 	"osbuilder/daemon/internal/job"
 	"osbuilder/pipe"
@@ -143,7 +142,7 @@ func readText(path string, limit int64) ([]byte, error) {
 	}
 	if info.Size() > limit {
 		return nil, refuse("Let it download or generate what makes it large.",
-			"such a file has at most %s, this one has %s", disk.Size(limit), disk.Size(info.Size()))
+			"such a file has at most %s, this one has %s", pipe.Size(limit), pipe.Size(info.Size()))
 	}
 	return os.ReadFile(path)
 }

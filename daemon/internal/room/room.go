@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"osbuilder/daemon/internal/disk"
+	"osbuilder/pipe"
 )
 
 // every is how often the disks are looked at, at most: a look is asked for
@@ -77,7 +78,7 @@ func (g *Guard) look() {
 			return
 		}
 		g.low = p.Path
-		g.why = fmt.Sprintf("room in %s: %s are free, and jobs begin above %s (MIN_FREE)", p.Path, disk.Size(free), disk.Size(g.Least))
+		g.why = fmt.Sprintf("room in %s: %s are free, and jobs begin above %s (MIN_FREE)", p.Path, pipe.Size(free), pipe.Size(g.Least))
 		g.Log.Warn("no job is begun until there is room", zap.String("for", g.why), zap.String("hint", p.Hint))
 		return
 	}

@@ -10,7 +10,7 @@ import (
 
 	"github.com/pkg/sftp"
 
-	"osbuilder/daemon/internal/disk"
+	"osbuilder/pipe"
 )
 
 // runDir is where the VM notes, at each boot, what it found out.
@@ -67,5 +67,5 @@ func noRoom(c *sftp.Client, dir string, need int64, err error) error {
 		return err
 	}
 	return fmt.Errorf("%w: %s are needed, %s are free (%w); it is tried again by itself, jobs that end make room, "+
-		"and a larger DISK_SIZE counts from the VM's next start", ErrFull, disk.Size(need), disk.Size(free), err)
+		"and a larger DISK_SIZE counts from the VM's next start", ErrFull, pipe.Size(need), pipe.Size(free), err)
 }

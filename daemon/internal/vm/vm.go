@@ -109,7 +109,7 @@ type Sink interface {
 	Down(ctx context.Context, builder string, reason error) error
 }
 
-// A Builder is one VM. Run keeps the link; Send, Copy and Hello may be called
+// A Builder is one VM. Run keeps the link; Send, Copy and Upload may be called
 // at any time from any goroutine.
 type Builder struct {
 	cfg  Config
