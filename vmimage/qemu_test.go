@@ -181,6 +181,33 @@ func TestDefaultsOfQEMU(t *testing.T) {
 	}
 }
 
+// Amounts with and without a unit, as qemux/qemu takes them.
+func TestAmountsOfQEMU(t *testing.T) {
+	for setting, says := range map[string]string{
+		"DISK_SIZE=1":     "data disk: made, 1 GiB",
+		"DISK_SIZE=130":   "data disk: made, 130 GiB",
+		"DISK_SIZE=2.5":   "data disk: made, 2 GiB",
+		"DISK_SIZE=3 GB":  "data disk: made, 3 GiB",
+		"DISK_SIZE=2048M": "data disk: made, 2 GiB",
+		"DISK_SIZE=large": "DISK_SIZE=large is no size",
+		"RAM_SIZE=1":      ", 1024 MiB of memory",
+		"RAM_SIZE=1.5":    ", 1536 MiB of memory",
+		"RAM_SIZE=129":    ", 132096 MiB of memory",
+		"RAM_SIZE=600":    ", 600 MiB of memory",
+		"RAM_SIZE=4096":   ", 4096 MiB of memory",
+		"RAM_SIZE=700.5":  ", 700 MiB of memory",
+		"RAM_SIZE=1GB":    ", 1024 MiB of memory",
+		"RAM_SIZE=lots":   "RAM_SIZE=lots is no amount of memory",
+	} {
+		t.Run(setting, func(t *testing.T) {
+			m := newMachine(t, iso(true, false), "exit 0")
+			if out, _ := m.output([]string{setting}, "bash", "qemu/entrypoint.sh"); !strings.Contains(out, says) {
+				t.Errorf("want %q: %s", says, out)
+			}
+		})
+	}
+}
+
 // QEMU is told to write the console to a file that begins anew with it, and
 // that it runs is known before it does.
 func TestConsoleOfQEMU(t *testing.T) {

@@ -23,11 +23,13 @@ die() {
   exit "$1"
 }
 
-# bytes VALUE: 16G, 512M, 1.5T and GB, MB, TB in bytes.
+# bytes VALUE: 16G, 512M, 1.5T and GB, MB, TB in bytes. A bare number is in GiB,
+# as in qemux/qemu.
 bytes() {
   local v=${1^^}
   v=${v// /}
   v=${v%B}
+  [[ $v != *[0-9] ]] || v+=G
   [[ $v =~ ^[0-9]+(\.[0-9]+)?[KMGT]$ ]] && numfmt --from=iec "$v"
 }
 mib() { echo "$(($1 >> 20)) MiB"; }
@@ -83,10 +85,8 @@ set_ram() {
     max) want=$((free - spare)) ;;
     half) want=$((free / 2)) ;;
     *)
-      # Bare numbers as in qemux/qemu: below 130 they are GiB, else MiB.
-      if [[ $want =~ ^[0-9]+$ ]]; then
-        if ((${#want} < 4 && 10#$want < 130)); then want+=G; else want+=M; fi
-      fi
+      # Of memory, from 130 on, in MiB.
+      if [[ ${want// /} =~ ^([0-9]+)(\.[0-9]+)?$ ]] && ((${#BASH_REMATCH[1]} > 3 || 10#${BASH_REMATCH[1]} >= 130)); then want+=M; fi
       want=$(bytes "$want") || die 64 "RAM_SIZE=$RAM_SIZE is no amount of memory: 16G or 4096M, say, or half, or max"
       ;;
   esac

@@ -281,9 +281,9 @@ func relative(v string) bool {
 }
 
 // amount reads a size as the VM's container does: 16G, 512M, 1.5T, with or
-// without a B; "max" and "half" are of what there is. A bare number is for
-// memory alone: below 130 it counts GiB, from there on MiB.
-func amount(v string, there int64, bare bool) (int64, bool) {
+// without a B; "max" and "half" are of what there is. A bare number counts GiB;
+// of memory, from 130 on, MiB.
+func amount(v string, there int64, memory bool) (int64, bool) {
 	v = strings.ToUpper(strings.ReplaceAll(v, " ", ""))
 	switch v {
 	case "MAX":
@@ -291,14 +291,12 @@ func amount(v string, there int64, bare bool) (int64, bool) {
 	case "HALF":
 		return there / 2, true
 	}
-	if n, err := strconv.ParseUint(v, 10, 31); err == nil {
-		switch {
-		case !bare:
-			return 0, false
-		case n < 130:
-			return int64(n) * gib, true
+	if n, err := strconv.ParseFloat(v, 64); err == nil && strings.Trim(v, "0123456789.") == "" {
+		if memory && n >= 130 {
+			v += "M"
+		} else {
+			v += "G"
 		}
-		return int64(n) * mib, true
 	}
 	v = strings.TrimSuffix(v, "B")
 	if v == "" {

@@ -106,10 +106,11 @@ func TestCheck(t *testing.T) {
 			"DISK_SIZE=1G",
 		},
 		{
-			"a disk that is none", func(a *Asked, _ *Found) { a.VMs[0].Disk = "128" },
-			map[string]string{"disk of the VM": "does not start: DISK_SIZE=128 is no size"},
+			"a disk that is none", func(a *Asked, _ *Found) { a.VMs[0].Disk = "large" },
+			map[string]string{"disk of the VM": "does not start: DISK_SIZE=large is no size"},
 			"DISK_SIZE=128G",
 		},
+		{"a disk without a unit", func(a *Asked, _ *Found) { a.VMs[0].Disk = "128" }, nil, ""},
 		{
 			"a disk of nothing", func(a *Asked, _ *Found) { a.VMs[0].Disk = "10M" },
 			map[string]string{"disk of the VM": "1 GiB or more"},
@@ -206,8 +207,8 @@ func TestWhatIsSaidHelps(t *testing.T) {
 func TestAmount(t *testing.T) {
 	for v, want := range map[string]int64{
 		"16G": 16 * gib, "16g": 16 * gib, "16GB": 16 * gib, "16 G": 16 * gib, "512M": 512 * mib, "1.5T": 3 * tib / 2,
-		"4": 4 * gib, "2048": 2 * gib, "max": 8 * gib, "Half": 4 * gib, "0G": 0,
-		"": -1, "G": -1, "B": -1, "-1G": -1, "1e3G": -1, "1..5G": -1, "16X": -1, "lots": -1, "99999999999999G": -1, "16i": -1,
+		"4": 4 * gib, "1.5": 3 * gib / 2, "129.5": 129*gib + gib/2, "130": 130 * mib, "2048": 2 * gib, "8192M": 8 * gib, "max": 8 * gib, "Half": 4 * gib, "0G": 0,
+		"": -1, "G": -1, "B": -1, "-1G": -1, "1e3G": -1, "1..5G": -1, "16X": -1, "lots": -1, "99999999999999G": -1, "99999999999999": -1, "16i": -1,
 	} {
 		got, ok := amount(v, 8*gib, true)
 		if !ok {
@@ -217,8 +218,10 @@ func TestAmount(t *testing.T) {
 			t.Errorf("%q is %d bytes, want %d", v, got, want)
 		}
 	}
-	if _, ok := amount("128", 0, false); ok {
-		t.Error("a disk of 128 without a unit")
+	for v, want := range map[string]int64{"128": 128 * gib, "1.5": 3 * gib / 2, "2048": 2 * tib, "64M": 64 * mib} {
+		if got, ok := amount(v, 0, false); !ok || got != want {
+			t.Errorf("a disk of %q is %d bytes, want %d", v, got, want)
+		}
 	}
 }
 
