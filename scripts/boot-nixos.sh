@@ -347,6 +347,7 @@ mission() {
   tail -n 40 "$JOB/build.log"
   iso=$(find "$JOB" -name '*.iso' | head -n 1)
   [ -s "$iso" ] || return 1
+  [ -s "$JOB/SHA256SUMS" ] || return 1
   while read -r sum file; do
     [ "$(sha256 "$JOB/$file")" = "$sum" ] || { say "$file is not what SHA256SUMS says" && return 1; }
   done <"$JOB/SHA256SUMS" || return
