@@ -10,11 +10,13 @@ import (
 	"time"
 
 	"osbuilder/daemon/internal/hint"
+	"osbuilder/pipe"
 	"osbuilder/pipe/effect"
 )
 
 // folders gives the folders their owner. Of what lies in them it gives away
-// what an earlier owner made as the daemon: the rest can be the user's.
+// what an earlier owner made as the daemon: the rest can be the user's. Of
+// root's only what made names is the daemon's without a doubt.
 func (c Config) folders() error {
 	if users, err := os.ReadFile("/proc/self/uid_map"); err == nil && remapped(string(users)) && c.UID != 0 {
 		fmt.Fprintln(c.Out, "note: Docker is rootless here, or gives users other numbers. The user who runs it is 0 in there: "+
@@ -43,6 +45,9 @@ func (c Config) folders() error {
 	if err := c.giveAll(c.Output, "OUTPUT_DIR"); err != nil {
 		return err
 	}
+	if err := c.giveMade(c.Output, madeInOutput); err != nil {
+		return c.refused(err, c.Output, "OUTPUT_DIR")
+	}
 	for _, name := range []string{"rejected", ".taken"} {
 		path := filepath.Join(c.Jobs, name)
 		if err := effect.Mkdir(path, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
@@ -51,6 +56,10 @@ func (c Config) folders() error {
 		if err := c.giveAll(path, "JOBS_DIR"); err != nil {
 			return err
 		}
+	}
+	taken := filepath.Join(c.Jobs, ".taken")
+	if err := c.giveMade(taken, madeInTaken); err != nil {
+		return c.refused(err, taken, "JOBS_DIR")
 	}
 	return nil
 }
@@ -141,6 +150,83 @@ func (c Config) giveAll(path, setting string) error {
 		}
 	}
 	return c.give(path, 0, setting)
+}
+
+// giveMade gives away what a daemon made that ran as root, with PUID=0. What
+// else is root's in there is left alone, and where a folder is not root's,
+// others may have put into it what they like.
+func (c Config) giveMade(path string, made func(dir string) (whole, itself []string)) error {
+	if c.UID == 0 {
+		return nil
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		dir := filepath.Join(path, e.Name())
+		info, err := os.Lstat(dir)
+		if err != nil || !info.IsDir() || !isRoots(info) || open(info, false) {
+			continue // open to all it can be on a share where everything seems to be root's
+		}
+		whole, itself := made(dir)
+		for _, dir := range whole {
+			if err := c.giveBelow(dir, isRoots); err != nil {
+				return err
+			}
+		}
+		for _, path := range itself {
+			effect.Before("chown", path)
+			if err := os.Lchown(path, c.UID, c.GID); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// madeInOutput is what the daemon made of a folder in output/: downloads under
+// way, or jobs of one name with the link to the newest. An empty folder is one
+// whose first job was about to come.
+func madeInOutput(dir string) (whole, itself []string) {
+	if filepath.Base(dir) == ".partial" {
+		return []string{dir}, nil
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, nil
+	}
+	for _, e := range entries {
+		job := filepath.Join(dir, e.Name())
+		info, err := e.Info()
+		if err != nil || !info.IsDir() || !isRoots(info) || !pipe.ValidID(e.Name()) {
+			continue
+		}
+		if _, err := os.Lstat(filepath.Join(job, "result.json")); err == nil {
+			whole = append(whole, job)
+		}
+	}
+	if len(whole) == 0 && (len(entries) > 0 || filepath.Base(dir) == "lost+found") {
+		return nil, nil
+	}
+	if latest, err := os.Lstat(filepath.Join(dir, "latest")); err == nil && latest.Mode()&os.ModeSymlink != 0 && isRoots(latest) {
+		itself = append(itself, filepath.Join(dir, "latest"))
+	}
+	return whole, append(itself, dir)
+}
+
+// madeInTaken is what the daemon made in jobs/.taken: a folder for each job,
+// which holds the drop.
+func madeInTaken(dir string) (whole, itself []string) {
+	if !pipe.ValidID(filepath.Base(dir)) {
+		return nil, nil
+	}
+	return []string{dir}, nil
+}
+
+func isRoots(info os.FileInfo) bool {
+	uid, _ := ownerOf(info)
+	return uid == 0
 }
 
 // giveBelow gives away what is in a folder, and at last the folder, where

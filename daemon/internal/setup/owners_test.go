@@ -195,6 +195,65 @@ func TestOwnersAfterPUIDChanged(t *testing.T) {
 	}
 }
 
+// The daemon ran as root, with PUID=0: what it made is handed over, and what
+// may be root's own stays.
+func TestOwnersAfterRoot(t *testing.T) {
+	rootOnly(t)
+	const now = 1000
+	for name, given := range map[string]bool{"by init": false, "the folders by hand before": true} {
+		t.Run(name, func(t *testing.T) {
+			c, _ := world(t)
+			c.UID, c.GID = 0, 0
+			mustRun(t, c)
+			put(t, c.Output+"/mine/", 0)
+			put(t, c.Output+"/mine/id/", 0)
+			for _, path := range []string{
+				"/.partial/", "/.partial/id/", "/.partial/id/x.iso", "/begun/",
+				"/image/", "/image/id/", "/image/id/x.iso", "/image/id/result.json", "/image/notes", "/image/more/", "/image/more/notes",
+				"/mine/id/notes", "/open/", "/lost+found/", "/notes",
+			} {
+				put(t, c.Output+path, 0)
+			}
+			for _, path := range []string{"/.taken/id/", "/.taken/id/a/", "/.taken/id/a/configuration.nix", "/.taken/Mine/", "/rejected/a/", "/next/", "/next.sh"} {
+				put(t, c.Jobs+path, 0)
+			}
+			put(t, c.Output+"/another/", 77)
+			put(t, c.Output+"/another/id/", 0)
+			put(t, c.Output+"/another/id/result.json", 0)
+			if err := errors.Join(os.Symlink("id", c.Output+"/image/latest"), os.Chmod(c.Output+"/open", 0o777)); err != nil {
+				t.Fatal(err)
+			}
+			if given {
+				for _, dir := range []string{c.Jobs, c.Output} {
+					if err := os.Chown(dir, now, now); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			c.UID, c.GID = now, now
+			for range 2 { // the second time there is nothing to do
+				mustRun(t, c)
+			}
+			for dir, want := range map[string]map[string]int{
+				c.Output: {
+					".": now, ".partial": now, ".partial/id": now, ".partial/id/x.iso": now, "begun": now,
+					"image": now, "image/latest": now, "image/id": now, "image/id/x.iso": now, "image/id/result.json": now,
+					"image/notes": 0, "image/more": 0, "image/more/notes": 0, "mine": 0, "mine/id": 0, "mine/id/notes": 0, "open": 0, "lost+found": 0, "notes": 0,
+					"another": 77, "another/id": 0, "another/id/result.json": 0,
+				},
+				c.Jobs: {
+					".": now, ".taken": now, ".taken/id": now, ".taken/id/a": now, ".taken/id/a/configuration.nix": now, ".taken/Mine": 0,
+					"rejected": now, "rejected/a": 0, "next": 0, "next.sh": 0,
+				},
+			} {
+				if diff := cmp.Diff(want, owners(t, dir)); diff != "" {
+					t.Errorf("%s (-want +got):\n%s", dir, diff)
+				}
+			}
+		})
+	}
+}
+
 // A volume, or a folder of the host, whose owners can't be changed.
 func TestOwnersThatStay(t *testing.T) {
 	rootOnly(t)
