@@ -103,9 +103,11 @@ put_image() {
   fi
 }
 
-# put_given: if the user gave an ISO of his own, it is taken, and 0 returned.
+# put_given: if the user gave an ISO of his own, it is taken, and 0 returned. A device, /dev/null, says that there is none.
 put_given() {
-  [ -s "$given" ] && [ -f "$given" ] || return 1
+  [ -e "$given" ] && [ ! -c "$given" ] || return 1
+  [ ! -d "$given" ] || fail "BOOT_ISO names a folder: name the ISO in it"
+  if [ ! -f "$given" ] || [ ! -s "$given" ]; then fail "BOOT_ISO names no file, or an empty one"; fi
   is_iso "$given" || fail "BOOT_ISO names a file that is no ISO image"
   from="given $(stat -c '%s %Y' "$given")"
   if image_is "$from"; then

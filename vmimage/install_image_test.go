@@ -247,17 +247,40 @@ func TestNoteOfAnotherFile(t *testing.T) {
 	}
 }
 
-// An image that the user gives goes before any other; a file that is none is
-// refused.
+// What BOOT_ISO names and is no ISO is refused, not passed over. Only its
+// default, /dev/null, says that there is none.
+func TestGivenNoImage(t *testing.T) {
+	dir := t.TempDir()
+	file := write(t, filepath.Join(dir, "iso"), []byte("an image"))
+	folder, fifo := filepath.Join(dir, "folder"), filepath.Join(dir, "fifo")
+	if err := errors.Join(os.Mkdir(folder, 0o755), syscall.Mkfifo(fifo, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct{ given, says string }{
+		"a folder":      {folder, "BOOT_ISO names a folder: name the ISO in it"},
+		"an empty file": {write(t, filepath.Join(dir, "empty"), nil), "BOOT_ISO names no file, or an empty one"},
+		"no file":       {fifo, "BOOT_ISO names no file, or an empty one"},
+		"a text":        {write(t, filepath.Join(dir, "text"), []byte("no image")), "BOOT_ISO names a file that is no ISO image"},
+		"none":          {os.DevNull, ""},
+		"not mounted":   {filepath.Join(dir, "absent"), ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStorage(t)
+			write(t, filepath.Join(s.shims, "count"), []byte("0"))
+			out, err := s.command(t.Context(), "key", file, "KILLED=0", "GIVEN_ISO="+tt.given).CombinedOutput()
+			if _, put := os.Stat(filepath.Join(s.dir, "boot.iso")); (err == nil) != (tt.says == "") || (put == nil) != (tt.says == "") || !strings.Contains(string(out), tt.says) {
+				t.Errorf("%v: %s", err, out)
+			}
+		})
+	}
+}
+
+// An image that the user gives goes before any other.
 func TestGivenImage(t *testing.T) {
 	dir := t.TempDir()
 	s := newStorage(t)
 	file := write(t, filepath.Join(dir, "iso"), []byte("an image"))
 	given := filepath.Join(s.shims, "given")
-	write(t, given, []byte("no image"))
-	if out, err := s.run(t.Context(), t, "key", file, 0); err == nil || !strings.Contains(out, "BOOT_ISO names a file that is no ISO image") {
-		t.Errorf("%v: %s", err, out)
-	}
 	iso := append(make([]byte, 32769), "CD001 given"...)
 	write(t, given, iso)
 	for _, want := range []string{"is taken; none is made", "is in place"} {
