@@ -2,6 +2,7 @@ package vmimage
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,7 +17,8 @@ type making struct {
 	dir string
 }
 
-// imageBuild makes an ISO of what SOURCE is, or fails as FAILS says.
+// imageBuild makes an ISO of what SOURCE is, or fails as FAILS says. The ISO
+// before and the one that it makes are known to Nix by their roots.
 const imageBuild = `#!/bin/bash
 while (($# > 1)); do
   if [[ $1 = --out ]]; then out=$2; fi
@@ -29,6 +31,8 @@ case ${FAILS:-} in
   *) echo '{"error": {"class": "'"$FAILS"'"}}' >"$REPORT" && exit 1 ;;
 esac
 { head -c 32769 /dev/zero; printf 'CD001 '; cat "$1/configuration.nix"; } >"$out/builder.iso"
+mkdir -p roots
+ln -sfn "/nix/store/${MADE:-one}-iso" roots/image
 `
 
 func newMaking(t *testing.T) *making {
@@ -123,5 +127,33 @@ func TestMakingFails(t *testing.T) {
 				t.Errorf("made at last: %v: %s", err, out)
 			}
 		})
+	}
+}
+
+// The ISO before is deleted from the store, unless it is the one that was made.
+func TestMakingDeletesTheFormerISO(t *testing.T) {
+	m := newMaking(t)
+	if err := os.WriteFile(filepath.Join(m.dir, "bin", "nix-store"), []byte(`#!/bin/sh
+echo "$*" >>"$ASKED"
+echo "cannot delete" >&2
+exit 1
+`), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	asked := filepath.Join(m.dir, "asked")
+	for i, step := range []struct{ made, asked string }{
+		{"one", ""},
+		{"one", ""}, // the same, of other sources
+		{"two", "--delete /nix/store/one-iso\n"},
+	} {
+		m.change(fmt.Sprint("number ", i))
+		write(t, asked, nil)
+		out, err := m.run([]string{"MADE=" + step.made, "ASKED=" + asked})
+		if err != nil || !strings.HasSuffix(m.read("storage/boot.iso"), fmt.Sprint("number ", i)) || strings.Contains(out, "cannot delete") {
+			t.Fatalf("%s: %v: %s", step.made, err, out)
+		}
+		if got := m.read("asked"); got != step.asked {
+			t.Errorf("%s: Nix is asked %q, want %q", step.made, got, step.asked)
+		}
 	}
 }
