@@ -336,7 +336,7 @@ func network(f Facts, said string) (Explanation, bool) {
 		Class:   Network,
 		Summary: fmt.Sprintf("no network: can't download %s: %s", m[1], tidy(m[2])),
 		At:      inDrop(f, said),
-		Advice:  "Check that the Docker host reaches that address, and its name service. Behind a proxy or a mirror, give the VM its settings in nix.conf.",
+		Advice:  "Check that the Docker host reaches that address, and its name service. The VM knows no proxy: behind one, jobs need a cache that it reaches without (substituters, in VM_NIX_CONF).",
 		Lines:   lines,
 	}
 	if status := httpMissing.FindStringSubmatch(m[2]); status != nil {

@@ -117,6 +117,9 @@ func TestEveryClassInTheWordsOfEveryVersion(t *testing.T) {
 					t.Errorf("line %q is not among %q", line, got.Lines)
 				}
 			}
+			if strings.HasPrefix(got.Summary, "no network: ") && !strings.Contains(got.Advice, "substituters, in VM_NIX_CONF") {
+				t.Errorf("nix.conf knows no proxy, only caches; advice %q", got.Advice)
+			}
 			if got.Advice == "" {
 				t.Error("it doesn't say what to do")
 			}
