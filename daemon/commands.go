@@ -169,7 +169,7 @@ func initialise(ctx context.Context, cfg config.Init, out io.Writer) error {
 	if err := setup.Run(ctx, setup.Config{
 		VMKeys: cfg.Paths.VMKeys, ClientKeys: cfg.Paths.ClientKeys,
 		Jobs: cfg.Paths.Jobs, Output: cfg.Paths.Output, State: cfg.Paths.State, Folder: cfg.Paths.Project,
-		UID: cfg.UID, GID: cfg.GID,
+		UserMap: "/proc/self/uid_map", UID: cfg.UID, GID: cfg.GID,
 		Builders: names, Authorized: cfg.AuthorizedKeys, NixConf: cfg.NixConf, Project: cfg.Project, Out: out,
 	}); err != nil {
 		return err

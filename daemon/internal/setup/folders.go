@@ -18,7 +18,11 @@ import (
 // what an earlier owner made as the daemon: the rest can be the user's. Of
 // root's only what made names is the daemon's without a doubt.
 func (c Config) folders() error {
-	if users, err := os.ReadFile("/proc/self/uid_map"); err == nil && remapped(string(users)) && c.UID != 0 {
+	users, _ := os.ReadFile(c.UserMap) // none where there are no user namespaces
+	if remapped(string(users)) && c.UID != 0 {
+		if err := c.spare(string(users)); err != nil {
+			return err
+		}
 		fmt.Fprintln(c.Out, "note: Docker is rootless here, or gives users other numbers. The user who runs it is 0 in there: "+
 			"for folders of yours set PUID=0 and PGID=0 in .env, then: docker compose up -d")
 	}
@@ -295,6 +299,31 @@ func (c Config) give(path string, mode os.FileMode, setting string) error {
 func remapped(text string) bool {
 	f := strings.Fields(text)
 	return len(f) >= 3 && f[0] == "0" && f[1] != "0"
+}
+
+// rootless reports whether root here is the one user outside who runs Docker.
+func rootless(text string) bool {
+	return remapped(text) && strings.Fields(text)[2] == "1"
+}
+
+// spare refuses to give away what belongs to the user of a rootless Docker, who
+// is 0 here: any other number is nobody he could be, and to get at his own
+// folder again he would have to be root.
+func (c Config) spare(users string) error {
+	if !rootless(users) {
+		return nil
+	}
+	for _, path := range []string{c.Jobs, c.Output} {
+		info, err := os.Stat(path)
+		if err != nil {
+			continue // which is said elsewhere
+		}
+		if uid, _ := ownerOf(info); uid == 0 {
+			return hint.With(fmt.Errorf("%s belongs to the user who runs this rootless Docker, and PUID=%d would take it from him", path, c.UID),
+				"In a rootless Docker you are user 0. Put PUID=0 and PGID=0 into .env, then: docker compose up -d")
+		}
+	}
+	return nil
 }
 
 // open reports that the daemon may write there without owning it.

@@ -293,6 +293,58 @@ func TestOwnersThatStay(t *testing.T) {
 	}
 }
 
+// In a rootless Docker root is the user, and every other number is a stranger
+// who would keep him out of his own folders.
+func TestOwnersInRootlessDocker(t *testing.T) {
+	rootOnly(t)
+	const (
+		usual    = "         0          0 4294967295\n"
+		rootless = "         0       1001          1\n         1     100000      65536\n"
+		userns   = "         0     100000      65536\n" // of a daemon with userns-remap: 0 is nobody's number
+	)
+	for _, tt := range []struct {
+		name                 string
+		users                string
+		jobs, output, puid   int
+		refused              string // the folder that is spared
+		noted                bool
+		wantJobs, wantOutput int
+	}{
+		{"not rootless", usual, 0, 0, 1000, "", false, 1000, 1000},
+		{"no user namespaces", "", 0, 0, 1000, "", false, 1000, 1000},
+		{"the user himself", rootless, 0, 0, 0, "", false, 0, 0},
+		{"another", rootless, 0, 0, 1000, "jobs", false, 0, 0},
+		{"one folder is the user's", rootless, 1000, 0, 1000, "output", false, 1000, 0},
+		{"given away before", rootless, 1000, 1000, 1000, "", true, 1000, 1000},
+		{"back to the user", rootless, 1000, 1000, 0, "", false, 0, 0},
+		{"other numbers for all", userns, 0, 0, 1000, "", true, 1000, 1000},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c, out := world(t)
+			c.UID, c.GID, c.UserMap = tt.puid, tt.puid, filepath.Join(t.TempDir(), "uid_map")
+			if err := os.WriteFile(c.UserMap, []byte(tt.users), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			put(t, c.Jobs+"/", tt.jobs)
+			put(t, c.Output+"/", tt.output)
+			err := Run(t.Context(), c)
+			if tt.refused == "" && err != nil {
+				t.Fatal(err)
+			}
+			if want := fmt.Sprintf("%s belongs to the user who runs this rootless Docker", filepath.Join(filepath.Dir(c.Jobs), tt.refused)); tt.refused != "" &&
+				(err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(strings.Join(hint.Of(err), " "), "Put PUID=0 and PGID=0 into .env")) {
+				t.Errorf("%v, hints %q", err, hint.Of(err))
+			}
+			if noted := strings.Contains(out.String(), "note: Docker is rootless here"); noted != tt.noted {
+				t.Errorf("it says %q", out)
+			}
+			if jobs, output := owners(t, c.Jobs)["."], owners(t, c.Output)["."]; jobs != tt.wantJobs || output != tt.wantOutput {
+				t.Errorf("jobs is of %d, output of %d", jobs, output)
+			}
+		})
+	}
+}
+
 func TestRemapped(t *testing.T) {
 	for text, want := range map[string]bool{
 		"         0          0 4294967295\n": false, "": false, "nonsense": false,

@@ -42,6 +42,7 @@ type Config struct {
 	VMKeys, ClientKeys  string // folders
 	Jobs, Output, State string // folders
 	Folder              string // the project's; empty if it is not to be seen
+	UserMap             string // uid_map of the user namespace: see user_namespaces(7)
 	UID, GID            int    // owner of all but VMKeys
 	Builders            []string
 	Authorized          string // further public keys, one a line
