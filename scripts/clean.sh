@@ -93,24 +93,21 @@ remove_result() {
 
 # remove_results: asked for apart, since this is what all the rest was for.
 remove_results() {
-  local jobs output
-  jobs=$(setting JOBS_DIR)
-  output=$(setting OUTPUT_DIR)
-  jobs=${jobs:-./jobs}
-  output=${output:-./output}
-  [ -n "$(each_result "$output" say && each_drop "$jobs" -print)" ] || return 0
-  if confirm "Delete the images in $output and the jobs that were taken or rejected, too?" 1; then
-    each_result "$output" remove_result
-    each_drop "$jobs" -exec rm -rf {} +
-    rmdir "$jobs/.taken" "$jobs/rejected" 2>/dev/null || true
+  [ -n "$(each_result "$OUTPUT" say && each_drop "$JOBS" -print)" ] || return 0
+  if confirm "Delete the images in $OUTPUT and the jobs that were taken or rejected, too?" 1; then
+    each_result "$OUTPUT" remove_result
+    each_drop "$JOBS" -exec rm -rf {} +
+    rmdir "$JOBS/.taken" "$JOBS/rejected" 2>/dev/null || true
   else
-    say "Kept: $output and $jobs."
+    say "Kept: $OUTPUT and $JOBS."
   fi
 }
 
 lock "make clean"
 trap unlock EXIT
 trap 'exit 143' INT TERM HUP
+JOBS=$(folder JOBS_DIR ./jobs)
+OUTPUT=$(folder OUTPUT_DIR ./output)
 confirm "This removes the VM's disk, its keys and the records of all jobs of the project $(project_name). Go on?" 0 || die "nothing was removed."
 if docker version >/dev/null 2>&1; then
   need_own_project

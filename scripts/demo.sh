@@ -117,18 +117,13 @@ results_in() {
   done
 }
 
-# drop_job: puts the example in whole, by rename. Sets BEFORE, what had ended by then, and DROPPED, the moment.
+# drop_job: puts the example in whole, by rename. Sets BEFORE, what had ended by then.
 drop_job() {
-  local jobs temporary
-  jobs=$(setting JOBS_DIR)
-  jobs=${jobs:-./jobs}
-  OUTPUT=$(setting OUTPUT_DIR)
-  OUTPUT=${OUTPUT:-./output}
+  local temporary=$JOBS/.$EXAMPLE.$$
   BEFORE=$(results_in "$OUTPUT/$NAME")
-  temporary=$jobs/.$EXAMPLE.$$
   cp "examples/$EXAMPLE" "$temporary"
-  mv "$temporary" "$jobs/$EXAMPLE"
-  say "==> Put examples/$EXAMPLE into $jobs. The sidecar says from here on:"
+  mv "$temporary" "$JOBS/$EXAMPLE"
+  say "==> Put examples/$EXAMPLE into $JOBS. The sidecar says from here on:"
 }
 
 # follow: what the sidecar says from STARTED on, into a file. By the program itself and not by our function, whose process
@@ -219,6 +214,8 @@ trap finish EXIT
 trap 'exit 143' INT TERM HUP
 : >"$LOGS/times"
 say "This demo builds a bootable image in a VM, all in containers on this machine."
+JOBS=$(folder JOBS_DIR ./jobs)
+OUTPUT=$(folder OUTPUT_DIR ./output)
 look
 print_world
 need_disk 6144 "the demo"

@@ -125,7 +125,8 @@ at_least() {
 }
 
 # setting NAME: what the user chose, in the environment or in .env; empty if nothing. Read as Compose reads it: in quotes a
-# value may have several lines, and in double ones \", \\, \$ and \n stand for a character.
+# value may have several lines, and in double ones \", \\, \$ and \n stand for a character. Outside of single ones $NAME and
+# ${NAME} are put in.
 setting() {
   local value program
   eval "value=\${$1:-}"
@@ -135,17 +136,28 @@ setting() {
     function read_on(text, i, c) {
       for (i = 1; i <= length(text); i++) {
         c = substr(text, i, 1)
-        if (c == quote) { quote = ""; keep(); return }
+        if (c == quote) { keep(); quote = ""; return }
         if (c == "\\" && quote == "\"") {
           c = substr(text, ++i, 1)
           if (c == "n") c = "\n"
-          else if (c !~ /^["\\$]$/) c = "\\" c
+          else if (c == "$") c = "$$"
+          else if (c !~ /^["\\]$/) c = "\\" c
         }
         value = value c
       }
       value = value "\n"
     }
-    function keep() { if (key == name) found = value }
+    function keep() { known[key] = quote == "\047" ? value : put_in(value) }
+    # put_in TEXT: with the variables in it replaced; $$ is a dollar.
+    function put_in(text, out, var) {
+      while (match(text, /[$]([$]|[A-Za-z_][A-Za-z0-9_]*|[{][A-Za-z_][A-Za-z0-9_]*[}])/)) {
+        var = substr(text, RSTART + 1, RLENGTH - 1)
+        gsub(/[{}]/, "", var)
+        out = out substr(text, 1, RSTART - 1) (var == "$" ? "$" : var in ENVIRON ? ENVIRON[var] : known[var])
+        text = substr(text, RSTART + RLENGTH)
+      }
+      return out text
+    }
     quote != "" { read_on($0); next }
     /^[[:space:]]*(export[[:space:]]+)?[A-Za-z_][A-Za-z0-9_]*[[:space:]]*=/ {
       key = text = $0
@@ -161,9 +173,23 @@ setting() {
       value = text
       keep()
     }
-    END { printf "%s", found }'
+    END { printf "%s", known[name] }'
   if [ -z "$value" ] && [ -f "$ROOT/.env" ]; then value=$(awk -v name="$1" "$program" "$ROOT/.env"); fi
   printf '%s' "$value"
+}
+
+# folder NAME DEFAULT: the path that a setting names, with ~ as Compose takes it.
+folder() {
+  local path
+  path=$(setting "$1")
+  path=${path:-$2}
+  # shellcheck disable=SC2016 # as it is written in .env
+  case $path in
+    *'${'*) die "$1=$path can't be read by the scripts: they know no more than \$NAME and \${NAME}." "Write the path out in .env." ;;
+    [~]/*) path=${HOME-}${path#?} ;;
+    [~]*) path=${HOME-}/${path#?} ;;
+  esac
+  printf '%s' "$path"
 }
 
 # is_running PID SCRIPT: whether that process still is what wrote the number down, and not one that got it since.

@@ -34,6 +34,16 @@ extra-trusted-public-keys = cache.example.org-1:AAAA="
 AUTHORIZED_KEYS='ssh-ed25519 AAAA a
 ssh-ed25519 BBBB b'
 ESCAPED="say \"a\\b\" \$c\nd"
+FROM_SHELL=$HOME/a-${HOME}
+FROM_FILE="$PLAIN and ${PLAIN}s"
+HOME_TWICE=$HOME$HOME
+QUOTED='$HOME ${HOME}'
+DOLLARS=a$$b$$HOME
+ESCAPED_NAME="\$HOME/\${HOME}"
+NOT_SET=x${NOBODY_SETS_THIS}y
+EMPTY_IN_SHELL=a${SET_TO_NOTHING}b
+SET_TO_NOTHING=something
+LATER=$AFTER
 AFTER=last
 `
 	root := t.TempDir()
@@ -43,14 +53,18 @@ AFTER=last
 	if err != nil {
 		t.Fatal(err)
 	}
-	want, err := dotenv.Read(filepath.Join(root, ".env"))
+	shell := map[string]string{"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/home/me & \\1", "SET_TO_NOTHING": ""}
+	want, err := dotenv.GetEnvFromFile(shell, []string{filepath.Join(root, ".env")})
 	if err != nil {
 		t.Fatal(err)
 	}
 	got := map[string]string{}
 	for name := range want {
 		cmd := exec.CommandContext(t.Context(), "bash", "-euo", "pipefail", "-c", `. scripts/lib.sh && value=$(setting "$1" && echo .) && printf %s "${value%.}"`, "bash", name)
-		cmd.Dir, cmd.Env = root, []string{"PATH=/usr/local/bin:/usr/bin:/bin"}
+		cmd.Dir = root
+		for key, value := range shell {
+			cmd.Env = append(cmd.Env, key+"="+value)
+		}
 		value, err := cmd.CombinedOutput()
 		if err != nil {
 			t.Fatal(name, err, string(value))

@@ -243,6 +243,10 @@ func TestScriptsSayWhatIsWrong(t *testing.T) {
 			"NixOS without its image", "demo.sh", func(f *folder) { f.write(filepath.Join(f.root, ".env"), "VM_FLAVOUR=nixos\n") },
 			[]string{"error: making the NixOS VM needs nixos/nix:"},
 		},
+		{
+			"a folder's name that only Compose understands", "demo.sh", func(f *folder) { f.write(filepath.Join(f.root, ".env"), "JOBS_DIR=${ROOM:-/srv}/jobs\n") },
+			[]string{"error: JOBS_DIR=${ROOM:-/srv}/jobs can't be read by the scripts", "Write the path out in .env."},
+		},
 		{"a make that runs", "clean.sh", func(f *folder) {
 			// A process that has the name of the script, as its own has.
 			sleeper := filepath.Join(f.fake, "demo.sh")
@@ -291,6 +295,29 @@ func TestDemoIntoAFolderWithABlank(t *testing.T) {
 		t.Error(err)
 	}
 	contains(t, "make demo", said, "image   ./my output/hello-iso/1/hello.iso\n", `-cdrom ./my\ output/hello-iso/1/hello.iso`+"\n", "images appear in ./my output.")
+}
+
+// A folder in the home, as Compose takes it: at the end, and by make clean.
+func TestFolderInTheHome(t *testing.T) {
+	t.Parallel()
+	for _, value := range []string{"~/images", "$HOME/images", `"${HOME}/images"`, "~images"} {
+		f := newFolder(t)
+		there := filepath.Join(f.fake, "images")
+		if err := errors.Join(os.Rename(filepath.Join(f.root, "output"), there), os.Symlink(there, filepath.Join(f.root, "output"))); err != nil {
+			t.Fatal(err)
+		}
+		f.write(filepath.Join(f.root, ".env"), "OUTPUT_DIR="+value+"\n")
+		said, err := f.run("demo.sh")
+		if err != nil {
+			t.Error(err)
+		}
+		contains(t, "make demo with OUTPUT_DIR="+value, said, "image   "+there+"/hello-iso/1/hello.iso\n", "images appear in "+there+".")
+		said, err = f.run("clean.sh")
+		if err != nil {
+			t.Error(err)
+		}
+		contains(t, "make clean with OUTPUT_DIR="+value, said, "Kept: "+there+" and ./jobs.")
+	}
 }
 
 // A port that another program has is told before anything is built.

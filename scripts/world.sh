@@ -84,8 +84,7 @@ gib() { awk -v m="${1:-0}" 'BEGIN { printf "%.0f", m / 1024 }'; }
 # output_folder: where images will appear, or this folder if that one is not there yet.
 output_folder() {
   local folder
-  folder=$(setting OUTPUT_DIR)
-  folder=${folder:-./output}
+  folder=$(folder OUTPUT_DIR ./output)
   if [ -d "$folder" ]; then printf '%s' "$folder"; else printf '%s' "$ROOT"; fi
 }
 
