@@ -810,19 +810,19 @@ func TestARefusalIsFoundOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t)
 		mount(t, "tmpfs", f.cfg.Dir, "tmpfs", 0, "size=12k")
-		checks := 0
-		f.cfg.Check = func(job.Recipe, string) error { checks++; return errors.New("it is of no use") }
+		var checks atomic.Int64
+		f.cfg.Check = func(job.Recipe, string) error { checks.Add(1); return errors.New("it is of no use") }
 		f.write("x.sh", "true\n")
 		f.write(".of somebody", strings.Repeat("x", 8<<10))
 		defer f.start()()
 		pass(time.Minute)
-		if lines := f.lines("drop rejected, but it can't be moved away yet"); checks != 1 || len(lines) != 1 {
-			t.Errorf("looked into %d times, said %d times", checks, len(lines))
+		if lines := f.lines("drop rejected, but it can't be moved away yet"); checks.Load() != 1 || len(lines) != 1 {
+			t.Errorf("looked into %d times, said %d times", checks.Load(), len(lines))
 		}
 		f.write("x.sh", "") // another one
 		pass(time.Minute)
-		if checks != 2 {
-			t.Errorf("another one was looked into %d times", checks-1)
+		if checks.Load() != 2 {
+			t.Errorf("another one was looked into %d times", checks.Load()-1)
 		}
 	})
 }
