@@ -158,8 +158,8 @@ BASE_GO=$BASE_GO
 BASE_NIX=$PROJECT/debian-packages
 JOBS_DIR=$FOLDER/jobs
 OUTPUT_DIR=$FOLDER/output
-PUID=$(if is_root; then echo 1000; else id -u; fi)
-PGID=$(if is_root; then echo 1000; else id -g; fi)
+PUID=$(if [ "$WORLD_ROOTLESS" = yes ]; then echo 0; elif is_root; then echo 1000; else id -u; fi)
+PGID=$(if [ "$WORLD_ROOTLESS" = yes ]; then echo 0; elif is_root; then echo 1000; else id -g; fi)
 SSH_PORT=${PROOF_SSH_PORT:-2032}
 VIEWER_PORT=8032
 CPU_CORES=$(if [ "$WORLD_CORES" -lt 4 ]; then echo "$WORLD_CORES"; else echo 4; fi)

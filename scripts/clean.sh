@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# make clean: removes what this project made, and nothing else: containers, network, volumes, images, .osbuilder.
-# What lies in jobs/ and output/ is the user's and stays, unless he says otherwise.
+# make clean: removes what this project made, and nothing else: containers, network, volumes, images, .osbuilder, and .env if it
+# is as make demo wrote it. What lies in jobs/ and output/ is the user's and stays, unless he says otherwise.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -132,6 +132,11 @@ if STARTED_DOCKERD=$(own_dockerd); then
   else
     say "Other containers are running: the Docker engine that make demo had started stays. It stops with: kill $STARTED_DOCKERD"
   fi
+fi
+if demos_env; then
+  rm -f .env
+elif [ -e .env ]; then
+  say "Kept: .env, which has settings of yours."
 fi
 rm -rf "$OWN" || die "not all of .osbuilder could be removed: some of it is another user's." "As root: rm -rf $OWN"
 say "Removed. What Docker keeps of builds is shared with your other projects: docker builder prune removes it for all of them."

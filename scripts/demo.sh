@@ -64,17 +64,26 @@ kept() {
   say "$1=${before:-$2}"
 }
 
-# write_settings: what this machine asks for. Environment and .env are read by Compose after it and win.
+# need_own_folders: in a rootless engine user 0 is who runs it, and any other would keep him out of his jobs folder.
+need_own_folders() {
+  case $WORLD_ROOTLESS,$(setting PUID) in
+    no,* | yes, | yes,0) ;;
+    *) die "Docker is rootless here, and PUID=$(setting PUID) is not you in it." "You are user 0 there: PUID=0 and PGID=0, or leave them out." ;;
+  esac
+}
+
+# write_settings: what this machine asks for, as .env where there is none. Environment and .env are read by Compose after it
+# and win.
 write_settings() {
-  local memory disk
+  local memory disk as_env=no
   # The VM leaves room for the host; below 2 GiB its Nix has none.
   memory=$(lowered 16 $((WORLD_MEMORY * 6 / 10 / 1024)))
   [ "$memory" -ge 2 ] || [ -f "$DEMO_ENV" ] || [ -n "$(setting RAM_SIZE)" ] ||
     die "$((WORLD_MEMORY / 1024)) GiB of memory are available; the VM needs 2 GiB of them and the host some." "Free some, or set RAM_SIZE in .env."
   disk=$(lowered 128 $((WORLD_DISK / 2 / 1024)))
   {
-    say "# Written by make demo for this machine. Your own settings belong in .env and win."
-    [ -z "$FILES" ] || say "COMPOSE_FILE=$FILES"
+    say "# Written by make demo for this machine. As .env it is yours once you have changed it: make demo and make clean leave it alone then."
+    [ -z "$FILES" ] || printf '%s\n' "# A compose.override.yaml counts only if it is named here." "COMPOSE_FILE=$FILES"
     say "BASE_DEBIAN=$BASE_DEBIAN"
     say "BASE_GO=$BASE_GO"
     say "VM_FLAVOUR=$FLAVOUR"
@@ -83,7 +92,10 @@ write_settings() {
     kept RAM_SIZE "${memory}G"
     kept DISK_SIZE "${disk}G"
     # Root stays outside: the daemon runs as an ordinary user.
-    if ! is_root; then
+    if [ "$WORLD_ROOTLESS" = yes ]; then
+      say "PUID=0"
+      say "PGID=0"
+    elif ! is_root; then
       say "PUID=$(id -u)"
       say "PGID=$(id -g)"
     elif [ -n "${SUDO_UID:-}" ]; then
@@ -91,7 +103,14 @@ write_settings() {
       say "PGID=${SUDO_GID:-$SUDO_UID}"
     fi
   } >"$DEMO_ENV.new"
+  # What Compose is told without this script shall be the same: with other settings it would change the VM and its folders' owner.
+  if [ ! -e .env ] || demos_env; then as_env=yes; fi
   mv "$DEMO_ENV.new" "$DEMO_ENV"
+  [ "$as_env" = yes ] || return 0
+  cp "$DEMO_ENV" "$DEMO_ENV.new"
+  # Under sudo, it is to be changed by who called that.
+  if is_root && [ -n "${SUDO_UID:-}" ]; then chown "$SUDO_UID" "$DEMO_ENV.new"; fi
+  mv "$DEMO_ENV.new" .env
 }
 
 # need_port VARIABLE DEFAULT: free, unless it is our own VM that has it.
@@ -202,6 +221,11 @@ report() {
     note "docker run --rm -it -v $(printf '%q' "$folder"):/image:ro --entrypoint qemu-system-x86_64 $VM_IMAGE -m $memory -nographic -cdrom /image/$image"
   fi
   say "It goes on running. Put jobs into the jobs folder; images appear in $OUTPUT."
+  if [ "${#PROJECT_ENV[@]}" -eq 0 ]; then
+    note "settings    .env; after a change: $(shown_compose) up -d"
+  else
+    note "settings    .env, which lacks some of .osbuilder/demo.env: put them there, or plain docker compose has others than make demo"
+  fi
   note "follow it   $(shown_compose) logs -f sidecar"
   note "stop it     make down"
   note "remove it   make clean"
@@ -220,6 +244,7 @@ look
 print_world
 need_disk 6144 "the demo"
 need_engine
+need_own_folders
 need_own_project
 choose_flavour
 need_base_debian

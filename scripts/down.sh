@@ -11,4 +11,9 @@ find_compose || die "Docker Compose is not installed, so nothing was started her
 need_own_project
 use_project "$DEMO_ENV"
 step down "Stopping: the VM powers itself off, which can take up to two minutes" compose down
-say "Stopped. Jobs, images, the VM's disk and the records are kept; make demo or docker compose up goes on with them."
+say "Stopped. Jobs, images, the VM's disk and the records are kept."
+if [ "${#PROJECT_ENV[@]}" -eq 0 ]; then
+  say "Go on: make demo, or $(shown_compose) up -d"
+else
+  say "Go on: make demo. .env lacks some of .osbuilder/demo.env; without them plain docker compose goes on with other settings."
+fi

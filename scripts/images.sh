@@ -34,15 +34,13 @@ pull() {
 # need_base_debian: sets BASE_DEBIAN.
 need_base_debian() {
   BASE_DEBIAN=$(setting BASE_DEBIAN)
-  [ -z "$BASE_DEBIAN" ] || return 0
-  BASE_DEBIAN=debian:trixie-slim
-  image_here "$BASE_DEBIAN" && return 0
-  if image_here "$OWN_DEBIAN"; then
-    BASE_DEBIAN=$OWN_DEBIAN
-    return 0
+  if [ -z "$BASE_DEBIAN" ]; then
+    BASE_DEBIAN=debian:trixie-slim
+    image_here "$BASE_DEBIAN" || image_here "$OWN_DEBIAN" || pull "$BASE_DEBIAN" || true
+    image_here "$BASE_DEBIAN" || BASE_DEBIAN=$OWN_DEBIAN
   fi
-  pull "$BASE_DEBIAN" && return 0
-  BASE_DEBIAN=$OWN_DEBIAN
+  # A .env that began as the demo's may name ours, which make clean removes.
+  if [ "$BASE_DEBIAN" != "$OWN_DEBIAN" ] || image_here "$OWN_DEBIAN"; then return 0; fi
   need_mmdebstrap
   step base-debian "Making a Debian base image from Debian's packages ($OWN_DEBIAN)" make_base_debian
 }
@@ -50,15 +48,12 @@ need_base_debian() {
 # need_base_go: sets BASE_GO. Needs BASE_DEBIAN.
 need_base_go() {
   BASE_GO=$(setting BASE_GO)
-  [ -z "$BASE_GO" ] || return 0
-  BASE_GO=golang:1.26-trixie
-  image_here "$BASE_GO" && return 0
-  if image_here "$OWN_GO"; then
-    BASE_GO=$OWN_GO
-    return 0
+  if [ -z "$BASE_GO" ]; then
+    BASE_GO=golang:1.26-trixie
+    image_here "$BASE_GO" || image_here "$OWN_GO" || pull "$BASE_GO" || true
+    image_here "$BASE_GO" || BASE_GO=$OWN_GO
   fi
-  pull "$BASE_GO" && return 0
-  BASE_GO=$OWN_GO
+  if [ "$BASE_GO" != "$OWN_GO" ] || image_here "$OWN_GO"; then return 0; fi
   need_mmdebstrap
   step base-go "Making a Go base image from Debian's packages and $(own_go_tree || echo "Debian's Go") ($OWN_GO)" make_base_go
 }

@@ -124,6 +124,9 @@ at_least() {
   return 0
 }
 
+# demos_env: whether .env is what make demo wrote, to the letter: then nothing in it is the user's choice.
+demos_env() { cmp -s "$ROOT/.env" "$OWN/demo.env"; }
+
 # setting NAME: what the user chose, in the environment or in .env; empty if nothing. Read as Compose reads it: in quotes a
 # value may have several lines, and in double ones \", \\, \$ and \n stand for a character. Outside of single ones $NAME and
 # ${NAME} are put in.
@@ -174,7 +177,7 @@ setting() {
       keep()
     }
     END { printf "%s", known[name] }'
-  if [ -z "$value" ] && [ -f "$ROOT/.env" ]; then value=$(awk -v name="$1" "$program" "$ROOT/.env"); fi
+  if [ -z "$value" ] && [ -f "$ROOT/.env" ] && ! demos_env; then value=$(awk -v name="$1" "$program" "$ROOT/.env"); fi
   printf '%s' "$value"
 }
 

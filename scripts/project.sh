@@ -6,11 +6,21 @@ DEMO_ENV=$OWN/demo.env
 QEMU_OVERRIDE=vmimage/qemu/compose.yaml
 PROJECT_ENV=()
 
-# use_project [FILE]: settings of ours first, the user's .env after it, so that the user's win.
+# use_project FILE: settings of ours first, the user's .env after it, so that the user's win. Where .env has all of them, as the
+# one that make demo writes, Compose needs to be told nothing.
 use_project() {
   PROJECT_ENV=()
-  [ -z "${1:-}" ] || [ ! -f "$1" ] || PROJECT_ENV=(--env-file "$1")
-  if [ -f "$ROOT/.env" ] && [ "${#PROJECT_ENV[@]}" -gt 0 ]; then PROJECT_ENV+=(--env-file "$ROOT/.env"); fi
+  if [ ! -f "$1" ] || env_has "$1"; then return 0; fi
+  PROJECT_ENV=(--env-file "$1")
+  [ ! -f "$ROOT/.env" ] || PROJECT_ENV+=(--env-file "$ROOT/.env")
+}
+
+# env_has FILE: whether .env has every setting that the file has, whatever the value.
+env_has() {
+  local name
+  while IFS= read -r name; do
+    grep -q "^$name=" "$ROOT/.env" 2>/dev/null || return 1
+  done < <(sed -n 's/^\([A-Z_]*\)=.*/\1/p' "$1")
 }
 
 # An empty list is an unset one for Bash 3.2 under `set -u`.
@@ -19,6 +29,7 @@ compose() { "${COMPOSE[@]}" ${PROJECT_ENV[@]+"${PROJECT_ENV[@]}"} "$@"; }
 # shown_compose: the same command as a person would type it in this folder.
 shown_compose() {
   local text="${COMPOSE[*]} ${PROJECT_ENV[*]-}"
+  text=${text% }
   printf '%s' "${text//$ROOT\//}"
 }
 

@@ -87,8 +87,8 @@ JOBS_DIR=$FOLDER/jobs
 OUTPUT_DIR=$FOLDER/output
 SSH_PORT=$SSH_PORT
 VIEWER_PORT=$VIEWER_PORT
-PUID=$(if is_root; then echo 1000; else id -u; fi)
-PGID=$(if is_root; then echo 1000; else id -g; fi)
+PUID=$(if [ "$WORLD_ROOTLESS" = yes ]; then echo 0; elif is_root; then echo 1000; else id -u; fi)
+PGID=$(if [ "$WORLD_ROOTLESS" = yes ]; then echo 0; elif is_root; then echo 1000; else id -g; fi)
 CPU_CORES=$(if [ "$WORLD_CORES" -lt 4 ]; then echo "$WORLD_CORES"; else echo 4; fi)
 RAM_SIZE=${memory}G
 DISK_SIZE=64G

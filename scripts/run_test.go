@@ -106,7 +106,12 @@ func (f *folder) run(script string, args ...string) (said string, err error) {
 
 func (f *folder) calls() string {
 	f.t.Helper()
-	text, err := os.ReadFile(filepath.Join(f.fake, "calls"))
+	return f.read(filepath.Join("..", "fake", "calls"))
+}
+
+func (f *folder) read(name string) string {
+	f.t.Helper()
+	text, err := os.ReadFile(filepath.Join(f.root, name))
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -156,6 +161,10 @@ func TestDemoDownClean(t *testing.T) {
 		t.Fatal(err)
 	}
 	contains(t, "demo.env", string(settings), "CPU_CORES=2\n", "RAM_SIZE=4G\n", "VM_FLAVOUR=debian\n")
+	if env := f.read(".env"); env != string(settings) {
+		t.Errorf("Compose alone would have the settings %q", env)
+	}
+	contains(t, "make demo", said, "settings    .env; after a change: docker compose up -d\n", "follow it   docker compose logs -f sidecar\n")
 	if left, err := os.Readlink(filepath.Join(f.root, ".osbuilder", "running")); err == nil {
 		t.Errorf("the lock stayed: %s", left)
 	}
@@ -175,8 +184,8 @@ func TestDemoDownClean(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	contains(t, "make down", said, "Stopped. Jobs, images")
-	contains(t, "what Compose was asked for", f.calls(), "demo.env down\n", "demo.env --progress plain build\n", "demo.env up -d\n")
+	contains(t, "make down", said, "Stopped. Jobs, images", "Go on: make demo, or docker compose up -d\n")
+	contains(t, "what Compose was asked for", f.calls(), "\ncompose down\n", "\ncompose --progress plain build\n", "\ncompose up -d\n")
 
 	said, err = f.run("clean.sh")
 	if err != nil {
@@ -187,12 +196,115 @@ func TestDemoDownClean(t *testing.T) {
 	if strings.Contains(f.calls(), "image rm other/image") {
 		t.Error("another's image was removed")
 	}
-	if _, err := os.Stat(filepath.Join(f.root, ".osbuilder")); err == nil {
-		t.Error(".osbuilder is left")
+	for _, name := range []string{".osbuilder", ".env"} {
+		if _, err := os.Stat(filepath.Join(f.root, name)); err == nil {
+			t.Error(name, "is left")
+		}
 	}
 	if _, err := os.Stat(filepath.Join(f.root, "output", "hello-iso", "1", "hello.iso")); err != nil {
 		t.Error("the image is gone: ", err)
 	}
+}
+
+// What the demo wrote is written anew by the next one, until the user has
+// changed it: then it is his, and wins.
+func TestSettingsOfTheDemo(t *testing.T) {
+	t.Parallel()
+	f := newFolder(t)
+	demo := func() string {
+		t.Helper()
+		if err := os.RemoveAll(filepath.Join(f.root, "output", "hello-iso")); err != nil {
+			t.Fatal(err)
+		}
+		said, err := f.run("demo.sh")
+		if err != nil {
+			t.Fatal(err, said)
+		}
+		return said
+	}
+	demo()
+	first := f.read(".env")
+	contains(t, ".env", first, "# Written by make demo", "\nVM_FLAVOUR=debian\n", "\nBASE_DEBIAN=debian:trixie-slim\n")
+	f.env = []string{"BASE_DEBIAN=other"}
+	said := demo()
+	f.env = nil
+	contains(t, ".env of the second demo", f.read(".env"), "\nBASE_DEBIAN=other\n")
+	if strings.Contains(said, "as VM_FLAVOUR says") {
+		t.Error("its own choice passes for the user's:", said)
+	}
+
+	mine := strings.Replace(f.read(".env"), "CPU_CORES=2", "CPU_CORES=1", 1)
+	f.write(filepath.Join(f.root, ".env"), mine)
+	contains(t, "the demo with a changed .env", demo(), "as VM_FLAVOUR says", "settings    .env; after a change: docker compose up -d\n")
+	said, err := f.run("down.sh")
+	if err != nil {
+		t.Error(err)
+	}
+	contains(t, "make down", said, "Go on: make demo, or docker compose up -d\n")
+	if strings.Contains(f.calls(), "--env-file") {
+		t.Error("Compose was told what .env says by itself")
+	}
+	said, err = f.run("clean.sh")
+	if err != nil {
+		t.Error(err)
+	}
+	contains(t, "make clean", said, "Kept: .env, which has settings of yours.")
+	if got := f.read(".env"); got != mine {
+		t.Errorf(".env became %q", got)
+	}
+}
+
+// A .env of the user's is left as it is, and he is told what it lacks.
+func TestDemoBesideAnEnv(t *testing.T) {
+	t.Parallel()
+	f := newFolder(t)
+	f.write(filepath.Join(f.root, ".env"), "CPU_CORES=1\n")
+	said, err := f.run("demo.sh")
+	if err != nil {
+		t.Fatal(err, said)
+	}
+	contains(t, "make demo", said, "settings    .env, which lacks some of .osbuilder/demo.env", "follow it   docker compose --env-file .osbuilder/demo.env --env-file .env logs -f sidecar\n")
+	said, err = f.run("down.sh")
+	if err != nil {
+		t.Error(err)
+	}
+	contains(t, "make down", said, "Go on: make demo. .env lacks some of .osbuilder/demo.env")
+	contains(t, "what Compose was asked for", f.calls(), "demo.env --env-file "+f.root+"/.env up -d\n")
+	if _, err := f.run("clean.sh"); err != nil {
+		t.Error(err)
+	}
+	if got := f.read(".env"); got != "CPU_CORES=1\n" {
+		t.Errorf(".env became %q", got)
+	}
+}
+
+// In a rootless engine the user is root.
+func TestDemoInARootlessEngine(t *testing.T) {
+	t.Parallel()
+	f := newFolder(t)
+	f.write(filepath.Join(f.fake, "rootless"), "")
+	if said, err := f.run("demo.sh"); err != nil {
+		t.Fatal(err, said)
+	}
+	contains(t, ".env", f.read(".env"), "\nPUID=0\nPGID=0\n")
+}
+
+// A base image of our own that .env names is made again when it is gone.
+func TestOwnBaseImageIsMadeAgain(t *testing.T) {
+	t.Parallel()
+	f := newFolder(t)
+	f.write(filepath.Join(f.root, ".env"), "BASE_DEBIAN=osbuilder-base/debian:trixie-slim\n")
+	f.write(filepath.Join(f.fake, "no-own-images"), "")
+	f.write(filepath.Join(filepath.Dir(f.fake), "bin", "mmdebstrap"), "#!/bin/sh\necho made it >>\"$FAKE/calls\"\nexit 1\n")
+	if err := os.Chmod(filepath.Join(filepath.Dir(f.fake), "bin", "mmdebstrap"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	said, err := f.run("demo.sh")
+	if err == nil {
+		t.Error("no error")
+	}
+	contains(t, "make demo", said, "Making a Debian base image")
+	contains(t, "what was run", f.calls(), "made it\n")
 }
 
 func TestVMISO(t *testing.T) {
@@ -246,6 +358,13 @@ func TestScriptsSayWhatIsWrong(t *testing.T) {
 		{
 			"a folder's name that only Compose understands", "demo.sh", func(f *folder) { f.write(filepath.Join(f.root, ".env"), "JOBS_DIR=${ROOM:-/srv}/jobs\n") },
 			[]string{"error: JOBS_DIR=${ROOM:-/srv}/jobs can't be read by the scripts", "Write the path out in .env."},
+		},
+		{
+			"rootless, and somebody else", "demo.sh", func(f *folder) {
+				f.write(filepath.Join(f.fake, "rootless"), "")
+				f.write(filepath.Join(f.root, ".env"), "PUID=1000\n")
+			},
+			[]string{"error: Docker is rootless here, and PUID=1000 is not you in it.", "PUID=0 and PGID=0"},
 		},
 		{"a make that runs", "clean.sh", func(f *folder) {
 			// A process that has the name of the script, as its own has.

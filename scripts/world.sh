@@ -60,6 +60,8 @@ look() {
 # look_at_engine: where the engine runs in a VM of its own, what that one has is what counts.
 look_at_engine() {
   WORLD_ENGINE_ROOT=
+  # shellcheck disable=SC2034 # for the scripts that source this
+  WORLD_ROOTLESS=no
   WORLD_ARCH=$(uname -m)
   if [ -n "$WORLD_ENGINE" ]; then
     local cores bytes
@@ -69,6 +71,8 @@ look_at_engine() {
     if [ "${bytes:-0}" -gt 0 ] && [ $((bytes / 1048576)) -lt "$WORLD_MEMORY" ]; then WORLD_MEMORY=$((bytes / 1048576)); fi
     WORLD_ARCH=$(docker info --format '{{.Architecture}}' 2>/dev/null || echo "$WORLD_ARCH")
     WORLD_ENGINE_ROOT=$(docker info --format '{{.DockerRootDir}}' 2>/dev/null || true)
+    # shellcheck disable=SC2034
+    case $(docker info --format '{{.SecurityOptions}}' 2>/dev/null) in *name=rootless*) WORLD_ROOTLESS=yes ;; esac
   fi
   WORLD_DISK=$(megabytes_free "$ROOT")
   # The images and the VM's disk lie with the engine.
