@@ -133,7 +133,7 @@ func (d *Dispatcher) repeatRefused(w *worker, r pipe.Refused, log *zap.Logger) {
 		pause = repeatPause
 	}
 	w.repeat.notBefore = d.cfg.Now().Add(pause)
-	log.Error("the builder does not tell again what can't be read; if its image is older than this sidecar, make it anew: docker compose up --build vmimage, then restart the VM",
+	log.Error("the builder does not tell again what can't be read; if its image is older than this sidecar, make it anew: docker compose up -d --build vmimage, then restart the VM",
 		zap.Duration("in", pause))
 }
 

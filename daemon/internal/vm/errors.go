@@ -64,11 +64,11 @@ var hints = map[Rung]string{
 	RungSSH:     "the VM is probably still starting; its console: docker compose logs $VM",
 	RungHostKey: "the VM doesn't have the host key that `init` made for it; restart the VM so that it takes it: docker compose restart $VM. If another machine answers at this address, remove that",
 	RungUserKey: "the VM doesn't know the sidecar's key; restart the VM so that it takes it: docker compose restart $VM",
-	RungSFTP:    "the VM wants an OpenSSH server with its sftp subsystem (Subsystem sftp internal-sftp in its sshd_config); rebuild the VM's image: docker compose up --build vmimage",
+	RungSFTP:    "the VM wants an OpenSSH server with its sftp subsystem (Subsystem sftp internal-sftp in its sshd_config); make the VM's image anew: docker compose up -d --build vmimage, then docker compose restart $VM",
 	RungDisk: "the VM touches no disk that it does not know: what it found stands on its console, docker compose logs $VM. " +
 		"Save what you need of data.img in the volume vm-storage, remove it, then: docker compose restart $VM",
 	RungPipe:     "the runner in the VM has not started; its console says why: docker compose logs $VM",
-	RungProtocol: "sidecar and VM image are of different versions; bring both up to date: docker compose up --build",
+	RungProtocol: "sidecar and VM image are of different versions; bring both up to date: docker compose up -d --build, then docker compose restart $VM",
 	RungLink:     "it is connected again by itself, and a job that runs goes on meanwhile",
 }
 

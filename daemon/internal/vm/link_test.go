@@ -72,17 +72,17 @@ func TestLadder(t *testing.T) {
 		"no SFTP": {
 			set(func(f *vmtest.Faults) { f.NoSFTP = true }),
 			set(func(f *vmtest.Faults) { f.NoSFTP = false }),
-			vm.RungSFTP, "open an SFTP session", "rebuild the VM's image",
+			vm.RungSFTP, "open an SFTP session", "make the VM's image anew: docker compose up -d --build vmimage, then docker compose restart vm",
 		},
 		"no posix-rename": {
 			set(func(f *vmtest.Faults) { f.NoPosixRename = true }),
 			set(func(f *vmtest.Faults) { f.NoPosixRename = false }),
-			vm.RungSFTP, "lacks posix-rename@openssh.com", "rebuild the VM's image",
+			vm.RungSFTP, "lacks posix-rename@openssh.com", "make the VM's image anew: docker compose up -d --build vmimage, then docker compose restart vm",
 		},
 		"no fsync": {
 			set(func(f *vmtest.Faults) { f.NoFsync = true }),
 			set(func(f *vmtest.Faults) { f.NoFsync = false }),
-			vm.RungSFTP, "lacks fsync@openssh.com", "rebuild the VM's image",
+			vm.RungSFTP, "lacks fsync@openssh.com", "make the VM's image anew: docker compose up -d --build vmimage, then docker compose restart vm",
 		},
 		"no pipe_out": {
 			func(t *testing.T, srv *vmtest.Server) {
@@ -152,7 +152,7 @@ func TestHelloThatCannotBeReadNamesTheRung(t *testing.T) {
 		"half a line": {`{"seq":1`, vm.RungPipe, "no hello in it yet", "the runner in the VM has not started"},
 		"newer protocol": {
 			`{"seq":1,` + time + `,"type":"hello","hello":{"generation":"1-00000000","protocol":2,"runner":"9.0","image":"i"}}` + "\n", vm.RungProtocol,
-			"runner 9.0 in image i speaks version 2 of the pipe's protocol, this sidecar version 1", "bring both up to date: docker compose up --build",
+			"runner 9.0 in image i speaks version 2 of the pipe's protocol, this sidecar version 1", "bring both up to date: docker compose up -d --build, then docker compose restart vm",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
