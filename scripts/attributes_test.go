@@ -40,7 +40,8 @@ func TestLineEndsOfAClone(t *testing.T) {
 		cmd := exec.CommandContext(t.Context(), "git", append([]string{
 			"-c", "core.autocrlf=true", "-c", "core.hooksPath=/dev/null", "-c", "user.name=n", "-c", "user.email=n@example.org",
 		}, args...)...)
-		cmd.Dir, cmd.Env = root, append(os.Environ(), "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_NOSYSTEM=1", "GIT_CEILING_DIRECTORIES="+filepath.Dir(root))
+		cmd.Dir = root
+		cmd.Env = append(cmd.Environ(), "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_NOSYSTEM=1", "GIT_CEILING_DIRECTORIES="+filepath.Dir(root))
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("git %s: %v: %s", args[0], err, out)
 		}
