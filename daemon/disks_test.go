@@ -98,14 +98,7 @@ func TestDisksThatAreNearlyFull(t *testing.T) {
 			}
 			s.wantLine("no job is begun until there is room", "room in "+dir+": ", "MB are free, and jobs begin above 10.5 MB (MIN_FREE)", "Make room on the disk of")
 			s.drop("second.sh", "echo second\n")
-			s.until("a second job that waits for room", func() bool {
-				for _, e := range s.logs.FilterMessage("job waits").All() {
-					if said := e.ContextMap(); said["job"] == "second" && strings.HasPrefix(fmt.Sprint(said["for"]), "room in "+dir) {
-						return true
-					}
-				}
-				return false
-			})
+			s.untilWaits("second", "room in "+dir)
 			if err := os.WriteFile(gate, nil, 0o600); err != nil {
 				t.Fatal(err)
 			}

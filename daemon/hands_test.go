@@ -438,14 +438,7 @@ func TestSecondSidecar(t *testing.T) {
 	stopOther := other.start()
 	theirs := other.staged("theirs", 1)
 	theirs.let(0)
-	other.until("a reason to wait", func() bool {
-		for _, line := range other.logs.FilterMessage("job waits").All() {
-			if why, _ := line.ContextMap()["for"].(string); strings.Contains(why, "owned by") && strings.Contains(why, "TAKE_OVER=Y") {
-				return true
-			}
-		}
-		return false
-	})
+	other.untilWaits("theirs", "owned by", "TAKE_OVER=Y")
 	s.until("word of the other one", func() bool { return s.said("another sidecar writes to this builder") == 1 })
 	other.wantRung(ahead, "owner", "is owned by")
 	quick := s.staged("quick", 1) // it is not held up by that
@@ -461,14 +454,7 @@ func TestSecondSidecar(t *testing.T) {
 	s.until("word of the loss", func() bool { return s.said("this builder was taken over by another sidecar") == 1 })
 	waits := s.staged("waits", 1)
 	waits.let(0)
-	s.until("a reason to wait", func() bool {
-		for _, line := range s.logs.FilterMessage("job waits").All() {
-			if why, _ := line.ContextMap()["for"].(string); strings.Contains(why, "was taken over by") {
-				return true
-			}
-		}
-		return false
-	})
+	s.untilWaits("waits", "was taken over by")
 	j.let(1)
 	j.done(2)
 	again := other.staged("again", 1)

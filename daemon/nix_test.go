@@ -1,7 +1,6 @@
 package main
 
 import (
-	"strings"
 	"testing"
 	"time"
 
@@ -29,15 +28,7 @@ func TestNixBreaksAndIsMended(t *testing.T) {
 	nix.Stop()
 	s.until("word of it", func() bool { return hellos() > before })
 	s.drop("after.sh", "echo image >\"$OUT/after.iso\"\n")
-	s.until("a reason to wait", func() bool {
-		for _, line := range s.logs.FilterMessage("job waits").All() {
-			why, _ := line.ContextMap()["for"].(string)
-			if strings.HasPrefix(why, "vm builds nothing: Nix is broken: nobody listens for it: ") {
-				return true
-			}
-		}
-		return false
-	})
+	s.untilWaits("after", "vm builds nothing: Nix is broken: nobody listens for it: ")
 	nix.Start()
 	if status, log, _ := s.outcome("after"); status != "succeeded" {
 		t.Errorf("status %s, log %s", status, log)
